@@ -34,13 +34,13 @@ from bridge.outbox.sink_queue import Limits
 from bridge.settings_reload import SettingsReloader
 from bridge.signal_handlers import completes_before_shutdown, install_handlers
 from bridge.status_provider import StatusProvider
-from bridge.task_groups import task_group
+from bridge.task_groups import completes_within, task_group
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import SystemdNotifier
 from bridge.watch import ContainerWatch, WatchSettings
 
 if TYPE_CHECKING:
-    from bridge.core.ports import Outbox, Sink
+    from bridge.core.ports import Clock, Outbox, Sink
     from config.setting_groups import OutboxSettings
     from config.settings import Settings
 
@@ -68,7 +68,7 @@ async def run(
     clock = SystemClock()
     boot = boot_id()
     if sink_instances is None:
-        sink_instances = sinks.factory.create_sinks(settings.sinks, settings.snapshot.interval)
+        sink_instances = sinks.factory.create_sinks(settings.sinks, clock, settings.snapshot.interval)
     client_settings = watch_settings(settings)
     service_manager = SystemdNotifier(os.environ, clock)
     outbox = StoredOutbox(
@@ -94,27 +94,29 @@ async def run(
         if replaced:
             watch.request_snapshot("on_demand")
 
-    try:
-        async with http_endpoint(settings, status_provider) as open_control_socket, task_group() as tasks:
-            notifying = tasks.create_task(
-                service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
-            )
-            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
-                service_manager.started()  # before containerd is connected, so that the boot does not wait for it
-                sink_manager.start(tasks, settings, sink_instances)
-                watching = tasks.create_task(watch.run())
-                reloader = SettingsReloader(settings, load, apply)
-                reloading = tasks.create_task(_reload_on_request(reloader, shutdown.reload_requested, service_manager))
-                await shutdown.wait_for_shutdown()
-                service_manager.stopping()
-                await _cancel(watching)
-                await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
-                reloading.cancel()  # only now, because a reload in progress may be replacing a pump
-            notifying.cancel()
-    finally:
-        await sink_manager.close()
-        await client.close()
-        await outbox.close()
+    async with outbox:
+        try:
+            async with http_endpoint(settings, status_provider, clock) as open_control_socket, task_group() as tasks:
+                notifying = tasks.create_task(
+                    service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
+                )
+                if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
+                    service_manager.started()  # before containerd is connected, so that the boot does not wait for it
+                    sink_manager.start(tasks, settings, sink_instances)
+                    watching = tasks.create_task(watch.run())
+                    reloader = SettingsReloader(settings, load, apply)
+                    reloading = tasks.create_task(
+                        _reload_on_request(reloader, shutdown.reload_requested, service_manager)
+                    )
+                    await shutdown.wait_for_shutdown()
+                    service_manager.stopping()
+                    await _cancel(watching, clock)
+                    await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
+                    reloading.cancel()  # only now, because a reload in progress may be replacing a pump
+                notifying.cancel()
+        finally:
+            await sink_manager.close()
+            await client.close()
 
 
 @contextlib.asynccontextmanager
@@ -130,16 +132,16 @@ async def run_watch(settings: Settings, sink: Sink) -> AsyncIterator[ContainerWa
     outbox = StoredOutbox(None, [_SINK_ID], clock, _limits(settings.outbox, None))
     watch = ContainerWatch(client, outbox, clock, client_settings, boot_id(), publishes=False)
     pump = Pump(_SINK_ID, sink, outbox, clock, request_snapshot=watch.request_snapshot)
-    try:
-        await outbox.open()
-        async with task_group() as tasks:
-            running = [tasks.create_task(work) for work in (watch.run(), pump.run())]
-            yield watch
-            for task in running:
-                task.cancel()
-    finally:
-        await client.close()
-        await outbox.close()
+    async with outbox:
+        try:
+            await outbox.open()
+            async with task_group() as tasks:
+                running = [tasks.create_task(work) for work in (watch.run(), pump.run())]
+                yield watch
+                for task in running:
+                    task.cancel()
+        finally:
+            await client.close()
 
 
 def _create_client(settings: Settings, for_watch: WatchSettings) -> ContainerdClient:
@@ -190,7 +192,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         label_rules=_label_rules(settings),
         filter_fingerprint=_filter_fingerprint(settings),
         additional_events=containers.additional_events,
-        keeps_epoch=settings.state_dir is not None,
+        keeps_checkpoint=settings.state_dir is not None,
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
 
@@ -230,10 +232,9 @@ async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Even
         manager.reloaded()
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None], clock: Clock) -> None:
     """Cancel a task; cancel it again if its cleanup is blocked by a disk that fails."""
     for _ in range(2):
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=WATCH_STOP_SECONDS)
-        if done:
+        if await completes_within(WATCH_STOP_SECONDS, clock, asyncio.wait([task])):
             return

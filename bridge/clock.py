@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
 
 from bridge.core.containerd_model import Instant
+from bridge.core.ports import Clock
+
+T = TypeVar("T")
 
 
 class SystemClock:
@@ -28,3 +33,8 @@ class SystemClock:
     def random(self) -> float:
         """Return a random number in the interval [0, 1)."""
         return random.random()  # noqa: S311 (used for jitter, not for secrets)
+
+
+def shuffled(items: Iterable[T], clock: Clock) -> list[T]:
+    """Return the items in random order."""
+    return sorted(items, key=lambda _: clock.random())

@@ -15,6 +15,7 @@ from bridge.outbox.state_directory import CONTROL_SOCKET
 from config.sinks.common import host_and_port
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from bridge.telemetry.http.server import HttpEndpoint
     from bridge.telemetry.status import BridgeInspector
     from config.settings import Settings
@@ -25,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIterator[OpenControlSocket]:
+async def http_endpoint(settings: Settings, bridge: BridgeInspector, clock: Clock) -> AsyncIterator[OpenControlSocket]:
     """Serve HTTP on ``http.listen``, if it is set, while the block runs.
 
     Yields:
@@ -40,7 +41,7 @@ async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIte
         return
     from bridge.telemetry.http.server import HttpEndpoint  # noqa: PLC0415 (the import takes a third of a second)
 
-    endpoint = HttpEndpoint(bridge, containers=settings.http.containers)
+    endpoint = HttpEndpoint(bridge, clock, containers=settings.http.containers)
     control_sockets: list[Path] = []
 
     async def open_control_socket(state_dir: Path) -> None:

@@ -7,14 +7,13 @@ before the marker has been received.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 from bridge.core.containerd_model import Event, Instant, Marker
 from bridge.core.errors import TransientError
 from bridge.core.ports import Clock, EngineClient, EventStream
 from bridge.core.time import SECOND
-from bridge.task_groups import task_group
+from bridge.task_groups import completes_within, task_group
 
 _FIRST_RETRY_SECONDS = 0.1  # before a second marker is sent; a round trip takes 1 to 60 ms
 
@@ -75,9 +74,7 @@ class StreamMarkers:
             while not returned.is_set():
                 self._number += 1
                 await self._client.publish_marker(self._nonce + self._announcement(), self._number)
-                with contextlib.suppress(TimeoutError):
-                    async with self._clock.timeout(retry_after):
-                        await returned.wait()
+                await completes_within(retry_after, self._clock, returned.wait())
                 retry_after = min(2 * retry_after, self._timeout)
                 if self._arrivals != arrivals or self._busy():
                     arrivals = self._arrivals

@@ -77,7 +77,7 @@ async def first_of(*awaitables: Awaitable[Any]) -> tuple[int, Any]:
     If several are done, the first of them counts. Coroutines become tasks, which are canceled and have ended when this
     function returns; futures and tasks are left alone. For a time limit, use ``Clock.timeout`` around the call.
     """
-    waited = [asyncio.ensure_future(each) for each in awaitables]
+    waited = [asyncio.ensure_future(each) for each in awaitables]  # noqa: TID251 (they end in this function)
     own = [future for future, each in zip(waited, awaitables, strict=True) if future is not each]
     try:
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -89,17 +89,24 @@ async def first_of(*awaitables: Awaitable[Any]) -> tuple[int, Any]:
         await asyncio.gather(*own, return_exceptions=True)
 
 
+async def completes_within(seconds: float | None, clock: Clock, call: Awaitable[object]) -> bool:
+    """Return whether a call completes within ``seconds``; otherwise, cancel it."""
+    with contextlib.suppress(TimeoutError):
+        async with clock.timeout(seconds):
+            await call
+        return True
+    return False
+
+
 async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None, clock: Clock) -> T:
     """Return the result of a call; abandon the call after ``seconds`` (None: never), even if it ignores cancellation.
 
     Raises:
         TransientError: The call took longer than ``seconds``.
     """
-    task = asyncio.ensure_future(call())
+    task = asyncio.ensure_future(call())  # noqa: TID251 (a group would wait for a call that ignores cancellation)
     try:
-        with contextlib.suppress(TimeoutError):
-            async with clock.timeout(seconds):
-                await asyncio.wait([task])
+        await completes_within(seconds, clock, asyncio.wait([task]))
     except asyncio.CancelledError:
         await _abandon(task, clock)
         raise
@@ -113,6 +120,4 @@ async def _abandon(task: asyncio.Future[T], clock: Clock) -> None:
     """Cancel a task and wait briefly for its end; its result is ignored."""
     task.cancel()
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    with contextlib.suppress(TimeoutError):
-        async with clock.timeout(CANCEL_GRACE_SECONDS):
-            await asyncio.wait([task])
+    await completes_within(CANCEL_GRACE_SECONDS, clock, asyncio.wait([task]))

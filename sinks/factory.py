@@ -9,16 +9,15 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from bridge.clock import SystemClock
 from bridge.core.errors import FatalError
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings, plugins
 
 if TYPE_CHECKING:
-    from bridge.core.ports import Sink
+    from bridge.core.ports import Clock, Sink
     from config.sinks import SinkSettings
 
 
-def create_sink(settings: SinkSettings, snapshot_interval: timedelta = timedelta(0)) -> Sink:
+def create_sink(settings: SinkSettings, clock: Clock, snapshot_interval: timedelta = timedelta(0)) -> Sink:
     """Return the sink with these settings, not yet started.
 
     If the retention of its target is shorter than ``snapshot_interval``, it logs a warning.
@@ -34,25 +33,27 @@ def create_sink(settings: SinkSettings, snapshot_interval: timedelta = timedelta
         case FileSettings():
             from sinks.file import FileSink
 
-            return FileSink(settings)
+            return FileSink(settings, clock)
         case KafkaSettings():
             with require_extra("kafka"):
                 from sinks.kafka.sink import KafkaSink
 
-            return KafkaSink(settings, SystemClock(), snapshot_interval)
+            return KafkaSink(settings, clock, snapshot_interval)
         case NatsSettings():
             with require_extra("nats"):
                 from sinks.nats.sink import NatsSink
 
-            return NatsSink(settings, snapshot_interval)
+            return NatsSink(settings, clock, snapshot_interval)
         case _:
             sink: Sink = plugins.load(settings.type).make(settings)
             return sink
 
 
-def create_sinks(settings: Mapping[str, SinkSettings], snapshot_interval: timedelta = timedelta(0)) -> dict[str, Sink]:
+def create_sinks(
+    settings: Mapping[str, SinkSettings], clock: Clock, snapshot_interval: timedelta = timedelta(0)
+) -> dict[str, Sink]:
     """Return the sinks with these settings, by id, not yet started."""
-    return {id_: create_sink(each, snapshot_interval) for id_, each in settings.items()}
+    return {id_: create_sink(each, clock, snapshot_interval) for id_, each in settings.items()}
 
 
 @contextlib.contextmanager

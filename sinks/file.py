@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -27,9 +26,11 @@ import structlog
 
 from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.task_groups import completes_within
 from sinks.encoding import get_encoding
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from bridge.core.records import Record
     from config.sinks.file import FileSettings
 
@@ -55,7 +56,8 @@ class FileInUseError(TransientError):
 class FileSink:
     """Appends records to a file."""
 
-    def __init__(self, settings: FileSettings) -> None:
+    def __init__(self, settings: FileSettings, clock: Clock) -> None:
+        self._clock = clock
         self._encode = get_encoding(settings.encoding).encode
         self._file = RotatedFile(settings.path, settings.max_bytes, settings.max_files)
         self._worker = BlockingWorker("file", partial(translate_error, settings.path), exclusive=True)
@@ -82,9 +84,7 @@ class FileSink:
 
     async def close(self) -> None:
         """Close the file and stop the thread; a thread that hangs is abandoned."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._worker.run(self._file.close)
+        await completes_within(CLOSE_SECONDS, self._clock, self._worker.run(self._file.close))
         await self._worker.close()
 
 

@@ -15,26 +15,11 @@ WIDE_LIMITS = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 
 TIGHT_LIMITS = Limits(max_records=100, max_bytes=1 << 30, max_age=3600)
 
 
-async def start_outbox(
-    path: Path | None, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
-) -> StoredOutbox:
-    """Open an outbox in a directory, or in memory; if that fails, close it. Its only sink is "s" by default."""
-    outbox = StoredOutbox(path, sinks or ["s"], clock or SystemClock(), limits)
-    try:
-        await outbox.open()
-    except BaseException:
-        await outbox.close()
-        raise
-    return outbox
-
-
 @asynccontextmanager
 async def open_outbox(
     path: Path | None, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
 ) -> AsyncIterator[StoredOutbox]:
-    """Have an outbox open during the context."""
-    outbox = await start_outbox(path, *sinks, clock=clock, limits=limits)
-    try:
+    """Have an outbox in a directory, or in memory, open during the context. Its only sink is "s" by default."""
+    async with StoredOutbox(path, sinks or ["s"], clock or SystemClock(), limits) as outbox:
+        await outbox.open()
         yield outbox
-    finally:
-        await outbox.close()

@@ -171,14 +171,15 @@ async def _check_listen_address(listen: str) -> CheckResult:
 
 async def _check_sink(id_: str, settings: SinkSettings, snapshot_interval: timedelta) -> list[CheckResult]:
     structlog.contextvars.bind_contextvars(sink=id_)  # as the pump does
+    clock = SystemClock()
     if isinstance(settings, StdoutSettings):
         return [CheckResult("ok", id_, "standard output of run")]
     try:
-        sink = sinks.factory.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT), snapshot_interval)
+        sink = sinks.factory.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT), clock, snapshot_interval)
     except BridgeError as error:
         return [CheckResult.from_error(id_, error)]
     try:
-        await with_timeout(sink.start, SINK_TIMEOUT_SECONDS, SystemClock())
+        await with_timeout(sink.start, SINK_TIMEOUT_SECONDS, clock)
     except FileInUseError as error:
         in_use, _, _ = str(error).partition("; ")  # the rest is a hint for a second bridge
         return [CheckResult("warning", id_, in_use, "expected while the bridge is running")]
@@ -186,7 +187,7 @@ async def _check_sink(id_: str, settings: SinkSettings, snapshot_interval: timed
         return [CheckResult.from_error(id_, error)]
     finally:
         with contextlib.suppress(BridgeError):
-            await with_timeout(sink.close, _CLOSE_TIMEOUT_SECONDS, SystemClock())
+            await with_timeout(sink.close, _CLOSE_TIMEOUT_SECONDS, clock)
     return [CheckResult("ok", id_, _success_message(settings))]
 
 

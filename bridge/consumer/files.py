@@ -5,20 +5,19 @@ A dedicated thread reads, because disks can hang and a terminal blocks until the
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
 import select
 import stat
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker
 from bridge.consumer.record_reader import Message, StartPosition
 from bridge.core.errors import BridgeError, FatalError, NotFoundError
+from bridge.task_groups import completes_within
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -101,9 +100,7 @@ class FileReader:
                     yield files.splitter.finish()
                     return
         finally:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                    await worker.run(files.close)
+            await completes_within(CLOSE_TIMEOUT_SECONDS, self._clock, worker.run(files.close))
             await worker.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -67,7 +66,7 @@ class KafkaReader:
         except KafkaError as error:
             raise TransientError(f"cannot read topic {self._settings.topic}: {describe(error)}") from error
         finally:
-            await stop_consumer(consumer)
+            await stop_consumer(consumer, self._clock)
 
     @property
     def _timeout(self) -> float:
@@ -146,7 +145,7 @@ class KafkaReader:
 
     async def _with_timeout(self, operation: Any) -> Any:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with self._clock.timeout(self._timeout):
                 return await operation
         except TimeoutError as error:
             servers = ", ".join(self._settings.bootstrap_servers)

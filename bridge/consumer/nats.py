@@ -26,6 +26,7 @@ from sinks.nats.streams import NOT_FOUND
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
+    from bridge.core.ports import Clock
     from config.sinks.nats import NatsSettings
     from sinks.nats.connection import NatsConnection
 
@@ -38,11 +39,11 @@ _END_STATUSES = ("404", "408")  # no messages; request expired
 class NatsReader:
     """Reads the subjects of ``settings``; after an interruption, it continues after the last returned message."""
 
-    def __init__(self, settings: NatsSettings, *, start_position: StartPosition, follow: bool) -> None:
+    def __init__(self, settings: NatsSettings, clock: Clock, *, start_position: StartPosition, follow: bool) -> None:
         self.follow = follow
         self._settings = settings
         self._start_position = start_position
-        self._connector = ServerConnector(settings)
+        self._connector = ServerConnector(settings, clock)
         self._subject_filter = f"{settings.subject_prefix}.>"
         self._stream_name = ""
         self._last_sequence = 0
@@ -211,7 +212,7 @@ class _PullRequests:
 async def _receive_available(connection: NatsConnection, queue: asyncio.Queue[Msg], seconds: float | None) -> list[Msg]:
     """Wait for messages while the connection is open, and return those that have arrived."""
     try:
-        async with asyncio.timeout(seconds):
+        async with connection.clock.timeout(seconds):
             ended, result = await first_of(queue.get(), connection.failed)
     except TimeoutError:
         raise TransientError(f"no data from NATS at {connection.address.server} within {seconds:g} s") from None

@@ -34,4 +34,4 @@ def create_reader(settings: Readable, clock: Clock, *, start_position: StartPosi
             with require_extra("nats"):
                 from bridge.consumer.nats import NatsReader
 
-            return NatsReader(settings, start_position=start_position, follow=follow)
+            return NatsReader(settings, clock, start_position=start_position, follow=follow)

@@ -195,6 +195,3 @@ class Outbox(Protocol):
 
     def lag(self, sink: str) -> Lag:
         """Return the details of a sink's backlog."""
-
-    async def close(self) -> None:
-        """Persist what can be persisted and release all resources, within a bounded time; idempotent."""

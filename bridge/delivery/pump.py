@@ -12,7 +12,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -26,7 +25,7 @@ from bridge.core.time import to_seconds
 from bridge.delivery.heartbeats import HeartbeatFactory
 from bridge.delivery.target_resets import DetectsReset, ResetReporter
 from bridge.retry import Backoff, Failure, retry_until_success
-from bridge.task_groups import task_group, with_timeout
+from bridge.task_groups import completes_within, task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.status import SinkState, SinkStatus
@@ -160,9 +159,8 @@ class Pump:
         A sink that is failing gets none. Records without an acknowledgment are sent again by the next pump.
         """
         seconds = 0 if self.state in ("failing", "failed") else QUIESCE_SECONDS
-        with contextlib.suppress(TimeoutError):
-            async with self._clock.timeout(seconds):
-                await self._publish_lock.acquire()  # not released: from now on nothing is sent
+        # Not released: from now on nothing is sent.
+        await completes_within(seconds, self._clock, self._publish_lock.acquire())
         running.cancel()  # once, because a second time would interrupt the cleanup of an attempt
         await asyncio.wait([running])
 

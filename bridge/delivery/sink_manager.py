@@ -85,7 +85,7 @@ class SinkManager:
             FatalError: A sink cannot be created with its new settings; no sink was replaced.
         """
         changed = {id_: sink for id_, sink in settings.sinks.items() if self._needs_replacement(settings, id_)}
-        created = sinks.factory.create_sinks(changed, settings.snapshot.interval)
+        created = sinks.factory.create_sinks(changed, self._clock, settings.snapshot.interval)
         if settings.heartbeat.interval is not None:  # otherwise no remaining pump uses the interval
             self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
         for id_, sink in created.items():

@@ -17,9 +17,9 @@ keeps its cursor for a day of uptime, or until its space is needed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -35,6 +35,7 @@ from bridge.outbox.memory_store import MemoryStore
 from bridge.outbox.sink_queue import Batch, Limits, LossRange, PositionRange, SinkQueue, rejection_losses
 from bridge.outbox.state_directory import StateDirectory
 from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, ReadCache, Writer
+from bridge.task_groups import completes_within
 from bridge.telemetry.rate_limit import RateLimiter
 
 READ_BYTES = 1024 * 1024
@@ -46,7 +47,9 @@ _log = structlog.get_logger(__name__)
 
 
 class StoredOutbox:
-    """Implements ``bridge.core.ports.Outbox``; for use on one event loop, after ``open``.
+    """Implements ``bridge.core.ports.Outbox``; an async context manager, for use on one event loop, after ``open``.
+
+    When the context ends, it writes pending changes once, within a timeout, and closes the file and the directory.
 
     Args:
         path: The directory, which is created if it does not exist; None for an outbox in memory. No other process may
@@ -73,13 +76,27 @@ class StoredOutbox:
         self._clock = clock
         self._limits = limits
         self._writer_error: Exception | None = None
+        self._tasks = asyncio.TaskGroup()
         self._writer_task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._writer_task is not None:
+            self._writer_task.cancel()
+            await asyncio.wait([self._writer_task])
+            await self._finish_writing()
+        # It may be slow, or opening may be in progress: then the end of the process unlocks.
+        await completes_within(RELEASE_SECONDS, self._clock, self._worker.close())
+        await self._tasks.__aexit__(None, None, None)
 
     async def open(self, on_locked: Callable[[Path], Awaitable[None]] | None = None) -> None:
         """Lock the directory, call ``on_locked`` with it, and open the database; in memory, there is no directory.
 
-        This takes as long as another process uses the directory, or its disk is full or failing. If the call fails or
-        is canceled, ``close`` releases the directory.
+        This takes as long as another process uses the directory, or its disk is full or failing. The end of the context
+        releases the directory, also if the call fails or is canceled.
 
         Raises:
             FatalError: The directory cannot be used; the message says why and what to do.
@@ -89,7 +106,7 @@ class StoredOutbox:
             await on_locked(self._directory.path)
         self._load(await self._worker.open())
         await self._register_sinks()
-        self._writer_task = asyncio.create_task(self._run_writer())
+        self._writer_task = self._tasks.create_task(self._run_writer())
 
     def _load(self, state: LoadedState) -> None:
         self._checkpoint = StoredCheckpoint(
@@ -148,23 +165,11 @@ class StoredOutbox:
         checkpoint, self._checkpoint = self._checkpoint, StoredCheckpoint({})
         return checkpoint
 
-    async def close(self) -> None:
-        """Write pending changes once, within a timeout, and close the file and the directory."""
-        writer_task, self._writer_task = self._writer_task, None
-        if writer_task is not None:
-            writer_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await writer_task
-            await self._finish_writing()
-        with contextlib.suppress(TimeoutError):  # a slow disk, or opening in progress: the end of the process unlocks
-            async with asyncio.timeout(RELEASE_SECONDS):
-                await self._worker.close()
-
     async def _finish_writing(self) -> None:
         if self._writer_error is not None:
             return
         try:
-            async with asyncio.timeout(FINISH_SECONDS):
+            async with self._clock.timeout(FINISH_SECONDS):
                 await self._writer.finish()
         except (BridgeError, TimeoutError) as error:
             _log.error("outbox_close_failed", error=str(error) or f"not written within {FINISH_SECONDS:g} s")

@@ -138,8 +138,8 @@ class Auditor:
         if now - self._next_overflow_at > MAX_OVERFLOW_PAUSE_NS:
             self._overflow_pause = MIN_OVERFLOW_PAUSE_NS
         end = min(self._next_overflow_at, now + from_seconds(until_snapshot))
-        while self._clock.now().monotonic < end and request.reasons | requests.pending_reasons == {"overflow"}:
-            await self._clock.sleep(1)
+        if request.reasons == {"overflow"}:
+            await requests.wait_for_other("overflow", to_seconds(end - now))
         self._next_overflow_at = self._clock.now().monotonic + self._overflow_pause
         self._overflow_pause = min(2 * self._overflow_pause, MAX_OVERFLOW_PAUSE_NS)
 

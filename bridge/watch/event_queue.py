@@ -33,6 +33,7 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.errors import TransientError, UnreadableError
 from bridge.core.ports import Clock, EngineClient
+from bridge.task_groups import completes_within
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.settings import WatchSettings
 
@@ -151,9 +152,7 @@ class EventQueue:
             TransientError: The fetch for the oldest event failed; the event stays queued for the next connection.
         """
         if not self._head_ready():
-            with contextlib.suppress(TimeoutError):
-                async with self._clock.timeout(seconds):
-                    await self._changed.wait()
+            await completes_within(seconds, self._clock, self._changed.wait())
         self._changed.clear()
         head = self._queue[0] if self._queue else None
         if isinstance(head, QueuedEvent) and head.failure is not None:

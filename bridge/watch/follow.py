@@ -172,7 +172,7 @@ class Connection:
         """Warn, once for each connection, if a restart would begin a lower epoch: consumers would skip its records."""
         epoch = self.journal.encoder.epoch
         behind = epoch * MILLISECOND - self.state.clock.now().wall
-        if behind > CLOCK_TOLERANCE_NS and not self.state.settings.keeps_epoch and not self._warned_of_clock:
+        if behind > CLOCK_TOLERANCE_NS and not self.state.settings.keeps_checkpoint and not self._warned_of_clock:
             self._warned_of_clock = True
             _log.warning(
                 "clock_behind_epoch",

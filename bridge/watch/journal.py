@@ -5,6 +5,7 @@ Invariant: records are persisted together with the state after them, so that che
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from msgspec.structs import replace
@@ -150,6 +151,10 @@ class Journal:
 
     def _checkpoint_changes(self) -> dict[str, bytes | None]:
         tracker, watermark_at = self._state.tracker, self._state.watermark_at
+        if not self._state.settings.keeps_checkpoint:
+            deque(tracker.changes(), maxlen=0)  # forgotten, not encoded: no later process could read them
+            self._saved_watermark_at = watermark_at
+            return {}
         changes, self._obsolete_keys = self._obsolete_keys, {}
         changes.update(checkpoint.encode_changes(tracker.changes()))
         unsynced = tracker.unsynced_namespaces

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from bridge.core.ports import Clock
 from bridge.core.records import SnapshotReason
+from bridge.task_groups import completes_within
 
 _PRIORITY: tuple[SnapshotReason, ...] = ("filters_changed", "overflow", "second_bridge", "on_demand")
 
@@ -57,22 +58,23 @@ class SnapshotRequests:
         self._changed.set()
         return future
 
-    @property
-    def pending_reasons(self) -> set[SnapshotReason]:
-        """The reasons of the requests that ``wait`` has not returned yet."""
-        return self._pending.reasons
-
     async def wait(self, seconds: float) -> SnapshotRequest | None:
         """Wait for requests and return them, now in progress; return None after ``seconds`` without any."""
-        with contextlib.suppress(TimeoutError):
-            async with self._clock.timeout(seconds):
-                await self._changed.wait()
+        await completes_within(seconds, self._clock, self._changed.wait())
         self._changed.clear()
         if not self._pending.reasons:
             return None
         request, self._pending = self._pending, SnapshotRequest()
         self._in_progress.append(request)
         return request
+
+    async def wait_for_other(self, reason: SnapshotReason, seconds: float) -> None:
+        """Wait for a request with another reason, at most ``seconds``; it stays pending."""
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(seconds):
+                while self._pending.reasons <= {reason}:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def add_pending(self, request: SnapshotRequest) -> None:
         """Let a snapshot that has not started yet fulfill also the requests made since ``wait`` has returned."""

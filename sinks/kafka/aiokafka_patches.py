@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import traceback
-from collections.abc import Coroutine
+from functools import partial
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
@@ -21,6 +21,12 @@ from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest_v4, MetadataRequest_v5
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
+
+from bridge.core.errors import TransientError
+from bridge.task_groups import completes_within, with_timeout
+
+if TYPE_CHECKING:
+    from bridge.core.ports import Clock
 
 STOP_STEP_SECONDS = 0.5  # for each of the two steps in which a producer is abandoned
 STOP_SECONDS = 1.0  # for each of the two steps in which a consumer is stopped
@@ -47,7 +53,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
             **options,
         )
 
-    async def abandon(self) -> None:
+    async def abandon(self, clock: Clock) -> None:
         """Stop in a bounded time, without waiting for deliveries in flight (issue 1101).
 
         ``stop()`` waits until everything is delivered, which with a dead broker is never; an interrupted stop leaves
@@ -60,10 +66,10 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
             if sender is None or sender.done():
                 break
             sender.cancel()
-            await asyncio.wait({sender}, timeout=STOP_STEP_SECONDS / _MAX_CANCELS)
+            await completes_within(STOP_STEP_SECONDS / _MAX_CANCELS, clock, asyncio.wait([sender]))
         self._fail_batches()
         with contextlib.suppress(Exception):  # errors of abandoned deliveries
-            await asyncio.wait_for(self.stop(), STOP_STEP_SECONDS)
+            await completes_within(STOP_STEP_SECONDS, clock, self.stop())
 
     def _fail_batches(self) -> None:
         accumulator = self._message_accumulator
@@ -91,27 +97,20 @@ async def start_client(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
         raise
 
 
-async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
+async def stop_consumer(consumer: AIOKafkaConsumer, clock: Clock) -> None:
     """Close a consumer in a bounded time, in any state (issues 647 and 1013)."""
-    await _wait_bounded(consumer.stop())
     # If a fetch is in flight, aiokafka fails on its own cancellation and does not close the client.
-    await _wait_bounded(consumer._client.close())
-
-
-async def _wait_bounded(closing: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(closing)
-    await asyncio.wait({task}, timeout=STOP_SECONDS)
-    if not task.done():
-        task.cancel()
-    elif not task.cancelled():
-        task.exception()  # retrieved, so that asyncio does not report it
+    for close in (consumer.stop, consumer._client.close):
+        ended = partial(asyncio.gather, close(), return_exceptions=True)  # errors do not matter any more
+        with contextlib.suppress(TransientError):
+            await with_timeout(ended, STOP_SECONDS, clock)
 
 
 async def abort(connection: AIOKafkaConnection) -> None:
     """Close a connection without waiting for the server, which may hang (no issue)."""
-    _abort_transport(connection)
-    if ended := connection.close():
-        await asyncio.wait({ended}, timeout=1.0)
+    if connection._writer is not None:  # otherwise it is closed
+        _abort_transport(connection)
+        await asyncio.wait([connection.close()])
 
 
 def _abort_transport(connection: AIOKafkaConnection) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.offset import OffsetRequest
 
+from bridge.clock import shuffled
 from bridge.core.errors import TransientError
 from sinks.kafka import admin, auth
 from sinks.kafka.admin import REQUEST_SECONDS, Topic, TopicMetadata
@@ -27,11 +26,12 @@ _EARLIEST, _LATEST = -2, -1  # Kafka's numbers for the first offset, and the one
 
 
 class KafkaConnection(NamedTuple):
-    """A connected producer, the topics by name, and aiokafka's options."""
+    """A connected producer, the topics by name, aiokafka's options, and the clock for time limits."""
 
     producer: Producer
     topics: dict[str, Topic]
     options: dict[str, Any]
+    clock: Clock
 
 
 class KafkaConnector:
@@ -82,7 +82,7 @@ class KafkaConnector:
     async def _close_abandoned(self) -> None:
         while self._abandoned:
             producer = self._abandoned[0]
-            await producer.abandon()
+            await producer.abandon(self._clock)
             with contextlib.suppress(ValueError):  # a concurrent close() may have removed it
                 self._abandoned.remove(producer)
 
@@ -90,11 +90,11 @@ class KafkaConnector:
         settings = self._settings
         seconds = settings.request_timeout.total_seconds()
         try:
-            async with asyncio.timeout(seconds):
+            async with self._clock.timeout(seconds):
                 return await self._connect()
         except TimeoutError as error:
             text = f"Kafka at {', '.join(settings.bootstrap_servers)}: not connected within {seconds:g} s"
-            raise TransientError(await with_diagnosis(text, settings)) from error
+            raise TransientError(await with_diagnosis(text, settings, self._clock)) from error
         except KafkaError as error:
             denied = describe_denial(error, settings.topic, settings)
             raise TransientError(denied or f"Kafka: {describe(error)}") from error
@@ -121,21 +121,22 @@ class KafkaConnector:
         try:
             await start_client(producer)
         except BaseException:
-            await producer.abandon()
+            await producer.abandon(self._clock)
             raise
-        return KafkaConnection(producer, topics, options)
+        return KafkaConnection(producer, topics, options, self._clock)
 
 
 class _ProducerConnection:
     """The producer's own connections, for requests of an ``AdminClient``."""
 
-    def __init__(self, producer: Producer) -> None:
-        self._client = producer.client
+    def __init__(self, connection: KafkaConnection) -> None:
+        self._client = connection.producer.client
+        self._clock = connection.clock
 
     async def send(self, request: Any) -> Any:
         """Send a request to any broker that is connected."""
         brokers = [broker.nodeId for broker in self._client.cluster.brokers()]
-        for broker in random.sample(brokers, len(brokers)):
+        for broker in shuffled(brokers, self._clock):
             if await self._client.ready(broker):
                 return await self._client.send(broker, request)
         raise KafkaConnectionError("no broker is reachable at a known address")
@@ -147,7 +148,7 @@ async def describe_topic(connection: KafkaConnection, topic: str, settings: Kafk
     Raises:
         TransientError: The brokers cannot be reached over them, or describing the topic is not authorized.
     """
-    client = admin.AdminClient(settings, _ProducerConnection(connection.producer), "the connected broker")
+    client = admin.AdminClient(settings, _ProducerConnection(connection), "the connected broker")
     return await client.describe(topic)
 
 
@@ -158,7 +159,7 @@ async def read_offsets(connection: KafkaConnection, topic: str, partition: int, 
     """
     offsets = []
     try:
-        async with asyncio.timeout(_DIAGNOSIS_SECONDS):
+        async with connection.clock.timeout(_DIAGNOSIS_SECONDS):
             for time in (_EARLIEST, _LATEST):
                 request = OffsetRequest(-1, 0, [(topic, [(partition, time)])])
                 response = await connection.producer.client.send(leader, request)
@@ -177,8 +178,9 @@ async def has_moved(connection: KafkaConnection, topic: Topic, partition: int, s
 
     The producer fetches metadata only from the addresses that it knows; this uses the bootstrap servers.
     """
+    limit = connection.clock.timeout(_DIAGNOSIS_SECONDS)
     try:
-        async with asyncio.timeout(_DIAGNOSIS_SECONDS), admin.connect_admin(settings, connection.options) as client:
+        async with limit, admin.connect_admin(settings, connection.options) as client:
             current = await client.describe(topic.name)
     except (TransientError, TimeoutError):
         return False
@@ -190,10 +192,10 @@ async def has_moved(connection: KafkaConnection, topic: Topic, partition: int, s
     return leader is not None and (known is None or leader != f"{known.host}:{known.port}")
 
 
-async def with_diagnosis(text: str, settings: KafkaSettings, topic: str = "", partition: int = 0) -> str:
+async def with_diagnosis(text: str, settings: KafkaSettings, clock: Clock, topic: str = "", partition: int = 0) -> str:
     """Add the state of a partition to an error message, if it can be determined within a few seconds."""
     try:
-        async with asyncio.timeout(_DIAGNOSIS_SECONDS):
+        async with clock.timeout(_DIAGNOSIS_SECONDS):
             return f"{text}; {await admin.describe_partition(topic or settings.topic, partition, settings)}"
     except TransientError as error:
         return f"{text}; {error}"

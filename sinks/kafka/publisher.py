@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.time import MILLISECOND
+from bridge.task_groups import completes_within, first_of
 from bridge.telemetry.rate_limit import RateLimiter
 from sinks.kafka.admin import Topic, TopicMetadata
 from sinks.kafka.connection import (
@@ -84,13 +85,15 @@ class TopicPublisher:
                 remaining, self._timestamp(), connection.producer.create_batch, progress.max_messages
             ):
                 try:
-                    async with asyncio.timeout(self._timeout):
+                    async with self._clock.timeout(self._timeout):
                         delivery = await connection.producer.send_batch(builder, self.name, partition=partition)
                         await self._wait_delivered(connection, topic, partition, delivery)
                 except TimeoutError as error:
                     await self._connector.close()
                     text = f"topic {self.name}: no acknowledgment within {self._timeout:g} s"
-                    raise TransientError(await with_diagnosis(text, self._settings, self.name, partition)) from error
+                    raise TransientError(
+                        await with_diagnosis(text, self._settings, self._clock, self.name, partition)
+                    ) from error
                 except (KafkaError, AssertionError) as error:  # AssertionError: the partition no longer exists
                     await self._connector.close()
                     self._recover_or_raise(error, sent, progress)
@@ -111,11 +114,10 @@ class TopicPublisher:
         """
         delay = FIRST_LOOKUP_SECONDS
         try:
-            while not (await asyncio.wait({delivery}, timeout=delay))[0]:
+            while not await completes_within(delay, self._clock, first_of(delivery)):
                 if await has_moved(connection, topic, partition, self._settings) and not delivery.done():
                     raise KafkaConnectionError(f"partition {partition} has moved to another broker or address")
                 delay = LOOKUP_SECONDS
-            await delivery
         finally:
             delivery.cancel()
 

@@ -5,7 +5,6 @@ At the first write of a source its keys are read from the topic, so that its nex
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -81,7 +80,7 @@ class StateTopic(TopicPublisher):
             **connection.options,
         )
         try:
-            async with asyncio.timeout(self._timeout):
+            async with self._clock.timeout(self._timeout):
                 await start_client(consumer)
                 return TableState(frozenset(await read_keys(consumer, partition, source)))
         except TimeoutError as error:
@@ -93,7 +92,7 @@ class StateTopic(TopicPublisher):
         except KafkaError as error:
             raise TransientError(f"state_topic {self.name} cannot be read: {describe(error)}") from error
         finally:
-            await stop_consumer(consumer)
+            await stop_consumer(consumer, self._clock)
 
 
 async def read_keys(consumer: AIOKafkaConsumer, topic_partition: TopicPartition, source: StateKey) -> set[StateKey]:

@@ -18,26 +18,29 @@ import asyncio
 import contextlib
 import ipaddress
 import json
-import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
+from bridge.clock import shuffled
 from bridge.core.errors import TransientError
+from bridge.task_groups import first_of, with_timeout
 from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
 from sinks.credentials import tls_context
 from sinks.nats import auth
 from sinks.nats.errors import ErrorMessages, is_permission_error
+from sinks.nats.messages import MessageIds
 from sinks.nats.nats_patches import TlsEnforcingClient
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
+    from bridge.core.ports import Clock
     from config.sinks.nats import NatsSettings
 
 T = TypeVar("T")
@@ -58,8 +61,12 @@ class ServerAddress(NamedTuple):
 class NatsConnection:
     """A connection that is usable until ``failed`` is done; its result is the reason."""
 
-    def __init__(self, client: TlsEnforcingClient, address: ServerAddress, error_messages: ErrorMessages) -> None:
+    def __init__(
+        self, client: TlsEnforcingClient, address: ServerAddress, error_messages: ErrorMessages, owner: ServerConnector
+    ) -> None:
         self.address = address
+        self.clock = owner.clock
+        self.message_ids = owner.message_ids
         self.timeout = error_messages.timeout
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = client
@@ -69,7 +76,7 @@ class NatsConnection:
         self._inbox = ""
 
     @classmethod
-    async def open(cls, settings: NatsSettings, address: ServerAddress) -> NatsConnection:
+    async def open(cls, settings: NatsSettings, address: ServerAddress, owner: ServerConnector) -> NatsConnection:
         """Connect; read the files of the settings again.
 
         Raises:
@@ -79,7 +86,7 @@ class NatsConnection:
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
         messages = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
-        connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages)
+        connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages, owner)
         options = {**auth.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
         if require_tls:
             options["tls"] = tls_context(settings.tls)
@@ -102,7 +109,7 @@ class NatsConnection:
             self._fail(self._error_messages.disconnected(self._client.last_error))
 
         try:
-            async with asyncio.timeout(self.timeout):
+            async with self.clock.timeout(self.timeout):
                 await self._client.connect(
                     f"nats://{self.address.server}",
                     name=_CLIENT_NAME,
@@ -142,28 +149,20 @@ class NatsConnection:
         """Return the client of JetStream's API; await its calls with ``await_request``."""
         return self._client.jetstream(domain=domain, timeout=2 * self.timeout)  # await_request() times out earlier
 
-    async def await_request(self, purpose: str, request: Coroutine[Any, Any, T]) -> T:
+    async def await_request(self, purpose: str, request: Callable[[], Awaitable[T]]) -> T:
         """Await a request until it times out or the connection fails; ``purpose`` is a verb phrase for error messages.
 
         Raises:
             TransientError: There was no response.
             ApiResponseError: The response is an error.
         """
-        task = asyncio.ensure_future(request)
         try:
-            either: set[asyncio.Future[Any]] = {task, self.failed}
-            await asyncio.wait(either, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                self.raise_if_failed()
-                raise TransientError(
-                    f"NATS at {self.address.server}: no response within {self.timeout:g} s, failed to {purpose}"
-                )
-            return task.result()
-        except (OSError, nats.errors.Error, ValueError) as error:  # ValueError: invalid JSON
+            _, response = await with_timeout(lambda: first_of(request(), self.failed), self.timeout, self.clock)
+        except (OSError, nats.errors.Error, ValueError, TransientError) as error:  # ValueError: invalid JSON
             self.raise_if_failed()
             raise self._error_messages.request_failed(purpose, error) from error
-        finally:
-            task.cancel()
+        self.raise_if_failed()
+        return cast("T", response)
 
     async def api_request(
         self, purpose: str, domain: str | None, endpoint: str, body: dict[str, Any]
@@ -175,7 +174,8 @@ class NatsConnection:
             ApiResponseError: The response is an error.
         """
         return await self.await_request(
-            purpose, self._send_api_request(f"$JS.{domain}.API.{endpoint}" if domain else f"$JS.API.{endpoint}", body)
+            purpose,
+            lambda: self._send_api_request(f"$JS.{domain}.API.{endpoint}" if domain else f"$JS.API.{endpoint}", body),
         )
 
     async def _send_api_request(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class NatsConnection:
 
     async def subscribe(self, pattern: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
         """Call ``callback`` with each message whose subject matches ``pattern``; active when this returns."""
-        await self.await_request(f"subscribe to {pattern}", self._client.subscribe(pattern, cb=callback))
+        await self.await_request(f"subscribe to {pattern}", lambda: self._client.subscribe(pattern, cb=callback))
         await self.flush()
 
     def new_inbox(self) -> str:
@@ -220,7 +220,7 @@ class NatsConnection:
 
     async def flush(self) -> None:
         """Wait until the server has read all sent messages."""
-        await self.await_request("flush sent messages", self._client.flush(timeout=ceil(2 * self.timeout)))
+        await self.await_request("flush sent messages", lambda: self._client.flush(timeout=ceil(2 * self.timeout)))
 
     def abort(self, reason: str = "the connection was aborted") -> None:
         """Close the connection at once; unsent messages are discarded."""
@@ -230,12 +230,11 @@ class NatsConnection:
     async def close(self) -> None:
         """Close the connection in a bounded time. Idempotent."""
         self._fail("the connection is closed")
-        closing = asyncio.ensure_future(self._client.close())
-        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
-        self._client.abort()
-        closing.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError, nats.errors.Error):
-            await closing
+        try:
+            with contextlib.suppress(TransientError, OSError, nats.errors.Error):  # it is closed in any case
+                await with_timeout(self._client.close, CLOSE_SECONDS, self.clock)
+        finally:
+            self._client.abort()
 
     async def _on_reply(self, message: Msg) -> None:
         self._listener(int(message.subject.rpartition(".")[2]), message)
@@ -270,8 +269,10 @@ def parse_address(server: str) -> ServerAddress:
 class ServerConnector:
     """Connects to the first usable server; remembers the servers of the cluster that servers announce."""
 
-    def __init__(self, settings: NatsSettings) -> None:
+    def __init__(self, settings: NatsSettings, clock: Clock) -> None:
         self._settings = settings
+        self.clock = clock
+        self.message_ids = MessageIds()
         self._configured = [parse_address(server) for server in settings.servers]
         self._discovered_servers: list[ServerAddress] = []
 
@@ -284,7 +285,7 @@ class ServerConnector:
         reasons: dict[str, None] = {}
         for address in self._candidates():
             try:
-                return await NatsConnection.open(self._settings, address)
+                return await NatsConnection.open(self._settings, address, self)
             except TransientError as error:
                 reasons[str(error)] = None
         raise TransientError("; ".join(reasons))
@@ -297,4 +298,4 @@ class ServerConnector:
         known = {each.server for each in self._configured}
         others = [each for each in self._discovered_servers if each.server not in known]
         # Random order, so that bridges spread over the cluster.
-        return [*random.sample(self._configured, len(self._configured)), *random.sample(others, len(others))]
+        return [*shuffled(self._configured, self.clock), *shuffled(others, self.clock)]

@@ -17,6 +17,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import Struct
 
+from bridge.core.time import SECOND
 from sinks import cloudevents
 from sinks.encoding import get_encoding
 
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from config.sinks.nats import NatsSettings
 
 MESSAGE_ID = "Nats-Msg-Id"
+BATCH_ID = "Nats-Batch-Id"
 MAX_TOKEN_LENGTH = 200  # characters
 ACK_INTERVAL_BYTES = 128 * 1024
 NO_RESPONDERS = 503
 TOO_LARGE = (10054, 10097)  # error codes: message too large, headers too large
+IN_PROCESS = 10158  # error code: the leader has received the id, and does not know whether its message is stored
+IN_PROCESS_SECONDS = 30  # a leader that cannot store messages steps down earlier
 _BATCH_HEADER_BYTES = 160  # bytes: maximum that an atomic batch adds to a message's headers
 _FIELDS = ("host", "namespace", "project", "type")
 _DIGEST_LENGTH = 16  # characters
@@ -105,6 +109,26 @@ class PublishRequest(NamedTuple):
     wants_ack: bool = True
 
 
+class MessageIds(dict[str, tuple[str, int]]):
+    """Ids that the servers reject as in process: the id to send instead, and since when that is rejected.
+
+    A leader that steps down can drop a message, and still reject its id until the duplicate window is over, an hour by
+    default. If the first message is stored after all, it is stored before the other one, and consumers skip the latter.
+    """
+
+    def replace(self, headers: dict[str, str]) -> dict[str, str]:
+        """Return the headers to send."""
+        id_ = headers.get(MESSAGE_ID, "")
+        return {**headers, MESSAGE_ID: self[id_][0]} if id_ in self else headers
+
+    def reject(self, headers: dict[str, str], now: int) -> None:
+        """Remember a rejection at a time of the monotonic clock; after ``IN_PROCESS_SECONDS``, replace the id."""
+        id_ = headers[MESSAGE_ID]
+        sent, since = self.setdefault(id_, (id_, now))
+        if now - since >= IN_PROCESS_SECONDS * SECOND:
+            self[id_] = (f"{sent}~", now)
+
+
 def build_atomic_batch(outgoing: Sequence[OutgoingMessage]) -> list[PublishRequest]:
     """Build an atomic batch. Acknowledgments of some messages before the last show progress on a slow network."""
     batch = uuid4().hex
@@ -112,7 +136,7 @@ def build_atomic_batch(outgoing: Sequence[OutgoingMessage]) -> list[PublishReque
     messages = []
     unacknowledged = ACK_INTERVAL_BYTES  # bytes since the last message with an acknowledgment
     for index, item in enumerate(outgoing):
-        headers = {**item.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(index + 1)}
+        headers = {**item.headers, BATCH_ID: batch, "Nats-Batch-Sequence": str(index + 1)}
         if index == last:
             headers["Nats-Batch-Commit"] = "1"
         unacknowledged += len(item.data)

@@ -9,7 +9,8 @@ after a failure may be stored after later ones.
 JetStream recognizes a record that is sent again by its message id. A batch with a known id is rejected as a whole: then
 the publisher probes which records are stored, with messages to which the server can only reply "duplicate" or an error,
 and sends the others as a batch. This keeps the order even if an acknowledgment was lost, or if a restart changes the
-batches.
+batches. A probe must be rejected before it is replicated: when the replicas reject a message, its id stays in process,
+and nats-server 2.15.2 stops the stream.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from typing import TYPE_CHECKING
 
 import structlog
 
 from bridge.core.errors import RejectedRecordError, TransientError
+from bridge.task_groups import completes_within, first_of, task_group
 from bridge.telemetry.safe_text import one_line
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import (
+    BATCH_ID,
+    IN_PROCESS,
     MESSAGE_ID,
     TOO_LARGE,
     ApiError,
@@ -53,7 +56,7 @@ _BATCH_TOO_LARGE = 10199
 _DUPLICATE_IN_BATCH = 10201
 _BATCHES_DISABLED = 10174
 _IDS_IN_BATCH_UNSUPPORTED = 10177  # server 2.12.0
-_WRONG_LAST_ID = 10070
+_INVALID_ROLLUP = 10111
 _log = structlog.get_logger(__name__)
 
 
@@ -63,8 +66,8 @@ def always_continue(_: PubAck) -> bool:
 
 
 def continue_unless_rejected(ack: PubAck) -> bool:
-    """Continue until a message is rejected."""
-    return ack.error is None
+    """Continue until a message is rejected for another reason than an id in process, which may apply to many."""
+    return ack.error is None or ack.error.err_code == IN_PROCESS
 
 
 class PublishWindow:
@@ -99,40 +102,29 @@ class PublishWindow:
             TransientError: The connection failed, or made no progress within its timeout. It must be closed.
         """
         self._first_reply_id = self._connection.allocate_reply_ids(len(self._requests), self._receive_ack)
-        sending = asyncio.ensure_future(self._send())
-        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves the exception
-        try:
-            await self._wait_finished(sending)
-        finally:
-            # nats-py swallows a cancellation while it waits for the network; then _send() checks whether to end.
-            self._set_finished()
-            sending.cancel()
+        async with task_group() as tasks:
+            sending = tasks.create_task(self._send())
+            try:
+                await self._wait_finished()
+            finally:
+                # nats-py swallows a cancellation while it waits for the network; then _send() checks whether to end.
+                self._set_finished()
+                sending.cancel()
         return self.acks
 
-    async def _wait_finished(self, sending: asyncio.Future[None]) -> None:
+    async def _wait_finished(self) -> None:
+        connection, seconds = self._connection, self._connection.timeout
         while not self._finished.done():
             before = self._progress
-            waiting: set[asyncio.Future[Any]] = {self._finished, self._connection.failed}
-            if not sending.done():
-                waiting.add(sending)
-            await asyncio.wait(waiting, timeout=self._connection.timeout, return_when=asyncio.FIRST_COMPLETED)
-            self._raise_on_failure(sending)
-            if self._progress == before and not self._finished.done():
-                raise TransientError(
-                    f"NATS at {self._connection.address.server}: "
-                    f"no acknowledgment within {self._connection.timeout:g} s"
-                )
-
-    def _raise_on_failure(self, sending: asyncio.Future[None]) -> None:
-        if self._finished.done():
-            return
-        if sending.done() and (error := sending.exception()):
-            self._connection.raise_if_failed()
-            text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
-            raise TransientError(text) from error
-        self._connection.raise_if_failed()
+            await completes_within(seconds, connection.clock, first_of(self._finished, connection.failed))
+            if self._finished.done():
+                return
+            connection.raise_if_failed()
+            if self._progress == before:
+                raise TransientError(f"NATS at {connection.address.server}: no acknowledgment within {seconds:g} s")
 
     async def _send(self) -> None:
+        replace_ids = self._connection.message_ids.replace if self._connection.message_ids else None
         for position, message in enumerate(self._requests):
             await self._wait_for_room(len(message.data))
             if self._finished.done():
@@ -141,7 +133,15 @@ class PublishWindow:
             if message.wants_ack:
                 self._in_flight[position] = len(message.data)
                 self._in_flight_bytes += len(message.data)
-            await self._connection.publish(message.subject, message.data, message.headers, reply_id)
+            headers = replace_ids(message.headers) if replace_ids and message.headers else message.headers
+            try:
+                await self._connection.publish(message.subject, message.data, headers, reply_id)
+            except Exception as error:
+                if self._finished.done():
+                    return
+                self._connection.raise_if_failed()
+                text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
+                raise TransientError(text) from error
             self._progress += 1
         if not self._expected_acks:
             self._set_finished()
@@ -163,6 +163,10 @@ class PublishWindow:
         self._in_flight_bytes -= self._in_flight.pop(position)
         self._progress += 1
         self._has_room.set()
+        if ack.error is not None and ack.error.err_code == IN_PROCESS:
+            headers = self._requests[position].headers
+            if headers and BATCH_ID not in headers:  # of a batch, any message may be the one
+                self._connection.message_ids.reject(headers, self._connection.clock.now().monotonic)
         if len(self.acks) == self._expected_acks or not self._should_continue(ack):
             self._set_finished()
 
@@ -225,7 +229,10 @@ class JetStreamPublisher:
             while remaining:
                 size = self._next_batch_size(remaining)
                 chunk, remaining = remaining[:size], remaining[size:]
-                remaining = await self._publish_batch(chunk) + remaining
+                if self._atomic and len(chunk) > 1:
+                    remaining = await self._publish_atomic(chunk) + remaining
+                else:
+                    await self._publish_individually(chunk)
         except (ApiResponseError, RejectedRecordError):
             raise
         except BaseException:  # a timeout of the pump cancels this
@@ -269,15 +276,8 @@ class JetStreamPublisher:
                 return count
         return min(len(outgoing), limit)
 
-    async def _publish_batch(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
-        """Publish messages together; return those to publish again, after the method has been adapted to the server."""
-        if self._atomic and len(outgoing) > 1:
-            return await self._publish_atomic(outgoing)
-        await self._publish_individually(outgoing)
-        return []
-
     async def _publish_atomic(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
-        """Publish an atomic batch; return the messages to publish again."""
+        """Publish an atomic batch; return those to publish again, after the method has been adapted to the server."""
         last = len(outgoing) - 1
         acks = await PublishWindow(self._connection, build_atomic_batch(outgoing), continue_unless_rejected).run()
         error = next((ack.error for ack in acks.values() if ack.error), None)
@@ -286,7 +286,7 @@ class JetStreamPublisher:
             self._memory.acknowledge(acks[last].seq)
             self._progress.add_stored(outgoing)
             return []
-        if error.err_code == _DUPLICATE_IN_BATCH:
+        if error.err_code in (_DUPLICATE_IN_BATCH, IN_PROCESS):
             return await self._not_stored(outgoing)
         if error.err_code == _BATCH_TOO_LARGE and self._progress.batch_size > 1:
             self._progress.lower_max_batch()
@@ -306,13 +306,14 @@ class JetStreamPublisher:
     async def _not_stored(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Probe which messages the stream has; return the others."""
         messages = [
-            PublishRequest(item.subject, b"", {MESSAGE_ID: item.id, "Nats-Expected-Last-Msg-Id": uuid4().hex})
+            # The leader looks for the id first, then rejects the rollup, which is invalid.
+            PublishRequest(item.subject, b"", {MESSAGE_ID: item.id, "Nats-Rollup": "none"})
             for item in outgoing
         ]
         acks = await PublishWindow(self._connection, messages, always_continue).run()
         stored = {item.id for index, item in enumerate(outgoing) if self._is_stored(acks[index], item)}
         if not stored:
-            # The cluster is still replicating a batch with the same records.
+            # The cluster is still replicating a batch with the same records, or has dropped it.
             raise ApiResponseError(f"NATS at {self._connection.address.server} is still processing the same records")
         self._progress.stored |= stored
         return [item for item in outgoing if item.id not in stored]
@@ -320,7 +321,7 @@ class JetStreamPublisher:
     def _is_stored(self, ack: PubAck, message: OutgoingMessage) -> bool:
         if ack.error is None:
             return ack.duplicate
-        if ack.error.err_code == _WRONG_LAST_ID:
+        if ack.error.err_code in (_INVALID_ROLLUP, IN_PROCESS):
             return False
         raise self._rejection(ack.error, message)
 

@@ -26,6 +26,7 @@ from sinks.nats.streams import ensure_stream
 from sinks.target_memory import RESET_DETAIL, RESET_HINT, TargetMemory
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from bridge.core.records import Record
     from config.sinks.nats import NatsSettings
     from sinks.nats.connection import NatsConnection
@@ -36,13 +37,13 @@ _log = structlog.get_logger(__name__)
 class NatsSink:
     """Publishes to NATS. A retention shorter than ``snapshot_interval`` causes a warning."""
 
-    def __init__(self, settings: NatsSettings, snapshot_interval: timedelta = timedelta(0)) -> None:
+    def __init__(self, settings: NatsSettings, clock: Clock, snapshot_interval: timedelta = timedelta(0)) -> None:
         self._settings = settings
         self._snapshot_interval = snapshot_interval
         self._core_mode = settings.mode == "core"
         self._encoder = MessageEncoder(settings)
-        self._connector = ServerConnector(settings)
-        self._bucket = StateBucket(settings, settings.kv_bucket.name) if settings.kv_bucket.name else None
+        self._connector = ServerConnector(settings, clock)
+        self._bucket = StateBucket(settings, settings.kv_bucket.name, clock) if settings.kv_bucket.name else None
         self._connection: NatsConnection | None = None
         self._closing: NatsConnection | None = None  # aborted, not closed yet
         self._publisher: JetStreamPublisher | CorePublisher | None = None  # None: check the stream first
@@ -92,6 +93,7 @@ class NatsSink:
         finally:
             self._count_resets()
         self._progress.stored.clear()
+        self._connector.message_ids.clear()
 
     async def check_target(self) -> None:
         """Compare the stream and the bucket with what was published, and create them again if they are gone.

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.safe_text import one_line
 from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats.errors import ApiResponseError
-from sinks.nats.messages import MESSAGE_ID, TOO_LARGE, PubAck, PublishRequest, decode_token, state_key
+from sinks.nats.messages import IN_PROCESS, MESSAGE_ID, TOO_LARGE, PubAck, PublishRequest, decode_token, state_key
 from sinks.nats.publisher import PublishWindow
 from sinks.nats.streams import ensure_bucket, list_subjects
 from sinks.state_table import StateChange, StateKey, TableState, apply_records, group_by_source
 from sinks.target_memory import TargetMemory
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from bridge.core.records import Record
     from config.sinks.nats import NatsSettings
     from sinks.nats.connection import NatsConnection
@@ -37,14 +37,14 @@ _KEY_PARTS = 4  # of a container's key: host, engine, namespace, id
 class StateBucket:
     """Keeps a bucket up to date. Not for concurrent use."""
 
-    def __init__(self, settings: NatsSettings, name: str) -> None:
+    def __init__(self, settings: NatsSettings, name: str, clock: Clock) -> None:
         self._settings = settings
         self._name = name
         self._stream = f"{BUCKET_PREFIX}{name}"
         self._table_states: dict[StateKey, TableState] = {}
         self._memory = TargetMemory()
         self._supports_ttl = False
-        self._rate_limiter = RateLimiter(SystemClock(), seconds=3600)
+        self._rate_limiter = RateLimiter(clock, seconds=3600)
 
     async def ensure(self, connection: NatsConnection) -> None:
         """Create the bucket if it does not exist, and compare it with what was published.
@@ -129,4 +129,4 @@ class StateBucket:
 
 
 def _should_continue(ack: PubAck) -> bool:
-    return ack.error is None or ack.error.err_code in TOO_LARGE
+    return ack.error is None or ack.error.err_code in (IN_PROCESS, *TOO_LARGE)

@@ -120,7 +120,7 @@ async def _find(connection: NatsConnection, settings: NatsSettings, wanted: Stre
     name = wanted.name or ""
     try:
         return await connection.await_request(
-            f"get stream {name}", connection.jetstream(settings.domain).stream_info(name)
+            f"get stream {name}", lambda: connection.jetstream(settings.domain).stream_info(name)
         )
     except ApiResponseError as error:
         if error.code == NOT_FOUND:
@@ -131,7 +131,7 @@ async def _find(connection: NatsConnection, settings: NatsSettings, wanted: Stre
 async def _create(connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig) -> StreamInfo | None:
     try:
         info = await connection.await_request(
-            f"create stream {wanted.name}", connection.jetstream(settings.domain).add_stream(wanted)
+            f"create stream {wanted.name}", lambda: connection.jetstream(settings.domain).add_stream(wanted)
         )
     except ApiResponseError as error:
         if error.code == SUBJECT_OVERLAP:

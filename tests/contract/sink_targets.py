@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from bridge.clock import SystemClock
 from bridge.core.errors import BridgeError, DisconnectedError, FatalError, TransientError
 from bridge.core.ports import Sink
 from config.settings import load
@@ -90,7 +91,7 @@ class FileTarget(Target):
         self._directory = directory
 
     def make(self) -> Sink:
-        return create_sink(load({"sinks": [f"file:{self._directory}/events"]}).sinks["file"])
+        return create_sink(load({"sinks": [f"file:{self._directory}/events"]}).sinks["file"], SystemClock())
 
     async def stored(self) -> list[bytes]:
         return (self._directory / "events").read_bytes().splitlines()
@@ -110,7 +111,7 @@ class ExampleTarget(FileTarget):
 
     def make(self) -> Sink:
         importlib.invalidate_caches()
-        return create_sink(load({"sinks": [f"directory:{self._directory}"]}).sinks["directory"])
+        return create_sink(load({"sinks": [f"directory:{self._directory}"]}).sinks["directory"], SystemClock())
 
     async def stored(self) -> list[bytes]:
         paths = sorted(self._directory.iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -135,7 +136,7 @@ class ServerTarget(Target):
         raise NotImplementedError
 
     def make(self, **options: Any) -> Sink:
-        return create_sink(load({"sinks": {"main": self.settings(**options)}}).sinks["main"])
+        return create_sink(load({"sinks": {"main": self.settings(**options)}}).sinks["main"], SystemClock())
 
     @contextlib.contextmanager
     def unreachable(self) -> Iterator[tuple[Sink, Callable[[], object]]]:

@@ -15,7 +15,7 @@ from bridge.core.ports import Outbox
 from bridge.core.records import Record
 from bridge.outbox.sink_queue import Limits
 from tests.clocks import ManualClock
-from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, start_outbox
+from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, open_outbox
 from tests.records import RecordFactory, ids, sequences
 
 OutboxFactory = Callable[..., Awaitable[Outbox]]
@@ -34,9 +34,7 @@ async def make_outbox(
 
         async def make_outbox(*sinks: str, limits: Limits = WIDE_LIMITS) -> Outbox:
             path = tmp_path / "state" if request.param == "disk" else None
-            outbox = await start_outbox(path, *sinks, clock=clock, limits=limits)
-            stack.push_async_callback(outbox.close)
-            return outbox
+            return await stack.enter_async_context(open_outbox(path, *sinks, clock=clock, limits=limits))
 
         yield make_outbox
 

@@ -14,6 +14,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
+from bridge.clock import SystemClock
 from bridge.core.records import Record
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
@@ -49,7 +50,7 @@ def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSetting
 
 async def start_sink(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:
     """Create a sink and connect it."""
-    sink = NatsSink(settings(peer, subject, **options))
+    sink = NatsSink(settings(peer, subject, **options), SystemClock())
     try:
         await sink.start()
     except BaseException:
@@ -144,17 +145,14 @@ async def check_streams_under_failures(
 
 
 async def add_streams(peer: Nats, prefix: str, *, replicas: int = 1) -> None:
-    """Create the two streams of ``check_streams_under_failures``.
-
-    A leader that has dropped a message rejects its id for as long as ``duplicate_window`` (error 10158).
-    """
+    """Create the two streams of ``check_streams_under_failures``."""
     async with StreamReader(peer) as reader:
         for name, atomic in ((f"{prefix}_batches", True), (f"{prefix}_single", False)):
             config = StreamConfig(
                 f"WHALEBRIDGE_{name.upper()}",
                 subjects=[f"{name}.>"],
                 num_replicas=replicas,
-                duplicate_window=60,
+                duplicate_window=3600,
                 allow_atomic=atomic,
             )
             await retry_until_available(partial(reader.jetstream.add_stream, config))
@@ -163,7 +161,7 @@ async def add_streams(peer: Nats, prefix: str, *, replicas: int = 1) -> None:
 async def _check_stream_under_failures(
     peer: Nats, subject: str, failing: asyncio.Future[None], *, atomic: bool, sink_timeout: str
 ) -> None:
-    sink = NatsSink(settings(peer, subject, timeout=sink_timeout))
+    sink = NatsSink(settings(peer, subject, timeout=sink_timeout), SystemClock())
     published = 0
     errors: list[str] = []
     while not failing.done() or published < 2000:

@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from bridge.clock import SystemClock
 from bridge.consumer.nats import REQUEST_EXPIRY_SECONDS, NatsReader
 from bridge.consumer.record_reader import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
@@ -33,7 +34,7 @@ AUTH = {"user": "reader", "password": SECRET}
 def reader(
     peer: Nats, subject: str = "events", *, start: StartPosition = "beginning", follow: bool = False, **options: Any
 ) -> NatsReader:
-    return NatsReader(settings(peer, subject, **options), start_position=start, follow=follow)
+    return NatsReader(settings(peer, subject, **options), SystemClock(), start_position=start, follow=follow)
 
 
 async def publish(peer: Nats, first: int, count: int, subject: str = "events", **options: Any) -> list[bytes]:

@@ -23,7 +23,7 @@ from tests.eventually import eventually
 from tests.integration.engines import one_engine
 from tests.integration.http_client import LOCAL, HttpClient, assert_not_ready
 from tests.naming import raises_naming
-from tests.outboxes import start_outbox
+from tests.outboxes import open_outbox
 from tests.records import sequences
 from tests.testbed.containerd import Containerd
 
@@ -68,11 +68,12 @@ def _write_unless_full(file: FileIO, chunk: bytes) -> int:
 
 
 async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
-    outbox = await start_outbox(disk / "state")
-    await outbox.close()
+    async with open_outbox(disk / "state"):
+        pass
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with raises_naming(StateError, disk / "state", "Read-only file system"):
-        await start_outbox(disk / "state")
+        async with open_outbox(disk / "state"):
+            pass
 
 
 # A seccomp filter that makes fsync and fdatasync fail with EIO in this thread and the threads that it starts later.
@@ -80,7 +81,7 @@ FAILING_FSYNC = """
 import asyncio, ctypes, errno, os, struct, sys
 from pathlib import Path
 from bridge.clock import SystemClock
-from tests.outboxes import start_outbox
+from tests.outboxes import open_outbox
 from tests.records import RecordFactory
 
 LOAD, EQUAL, RETURN, ALLOW, FAIL = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | errno.EIO
@@ -96,15 +97,15 @@ def fail_fsync():
         sys.exit(77)
 
 async def main():
-    outbox = await start_outbox(Path(sys.argv[1]))
-    await outbox.append(RecordFactory().started_records(3))
-    await outbox._worker._worker.run(fail_fsync)  # in the thread that writes
-    appending = asyncio.create_task(outbox.append(RecordFactory().started_records(9)[3:]))
-    while not outbox.last_error:
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(1)
-    print(appending.done(), outbox.depth("s"), outbox.last_error, flush=True)
-    os._exit(0)
+    async with open_outbox(Path(sys.argv[1])) as outbox:
+        await outbox.append(RecordFactory().started_records(3))
+        await outbox._worker._worker.run(fail_fsync)  # in the thread that writes
+        appending = asyncio.create_task(outbox.append(RecordFactory().started_records(9)[3:]))
+        while not outbox.last_error:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+        print(appending.done(), outbox.depth("s"), outbox.last_error, flush=True)
+        os._exit(0)
 
 asyncio.run(main())
 """
@@ -119,12 +120,11 @@ async def test_outbox_append_is_unacknowledged_when_fsync_fails(tmp_path: Path) 
         pytest.skip("seccomp filters are not available")
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"False 3 {state}/outbox.db: disk I/O error"), done.stderr
-    outbox = await start_outbox(state)
-    records = await read_all(outbox)
+    async with open_outbox(state) as outbox:
+        records = await read_all(outbox)
     assert sequences(records) in ([1, 2, 3], list(range(1, 10))), (
         "the unacknowledged batch is stored completely or not at all"
     )
-    await outbox.close()
 
 
 def test_bridge_stops_on_signal_when_disk_is_full_at_start(tmp_path: Path) -> None:

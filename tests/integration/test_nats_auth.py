@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
 from tests.certificates import Authority
@@ -24,7 +25,7 @@ WRONG = "wr0ng"
 
 
 async def check_publish(peer: Nats, **options: Any) -> None:
-    sink = NatsSink(settings(peer, **options))
+    sink = NatsSink(settings(peer, **options), SystemClock())
     try:
         await sink.start()
         await sink.publish(records(3))
@@ -114,7 +115,7 @@ async def test_nats_sink_uses_new_creds_file_after_credentials_expire(
     peer = nats_factory(auth=operator.config())
     # Ten seconds are enough for the steps below on a slow machine.
     path = operator.write_creds(tmp_path / "bridge.creds", seconds=10)
-    sink = NatsSink(settings(peer, auth={"creds_file": str(path)}))
+    sink = NatsSink(settings(peer, auth={"creds_file": str(path)}), SystemClock())
     await sink.start()
     await sink.publish(records(3))
     await wait_connection_ended(sink)
@@ -135,7 +136,7 @@ async def test_nats_sink_rereads_replaced_token_file_when_reconnecting(
 ) -> None:
     peer = nats_factory(auth=nats_auth.token_config(SECRET))
     path = Path(file(tmp_path, WRONG))
-    sink = NatsSink(settings(peer, auth={"token_file": str(path)}))
+    sink = NatsSink(settings(peer, auth={"token_file": str(path)}), SystemClock())
     with raises_naming(TransientError, f"auth.token_file {path}"):
         await sink.start()
     replace(path, SECRET)
@@ -215,7 +216,7 @@ async def test_nats_sink_sends_nothing_in_clear_text_with_tls_enabled(
 
 async def test_nats_sink_uses_tls_when_optional_on_server(nats_factory: NatsFactory, authority: Authority) -> None:
     peer = nats_factory(authority=authority, settings="allow_non_tls: true\n")
-    sink = NatsSink(settings(peer, tls={"enabled": True, "ca_file": str(authority.certificate)}))
+    sink = NatsSink(settings(peer, tls={"enabled": True, "ca_file": str(authority.certificate)}), SystemClock())
     await sink.start()
     [connection] = peer.monitor("connz")["connections"]
     assert connection["tls_version"]
@@ -279,7 +280,7 @@ async def test_nats_sink_uses_permission_granted_later(nats_factory: NatsFactory
 
     allowed = Permissions(publish=["$JS.API.>"], subscribe=["_INBOX.>"])
     peer = nats_factory(auth=users(allowed))
-    sink = NatsSink(settings(peer, auth={"user": "bridge", "password": SECRET}))
+    sink = NatsSink(settings(peer, auth={"user": "bridge", "password": SECRET}), SystemClock())
     await sink.start()
     with raises_naming(TransientError, "permissions violation"):
         await sink.publish(records(3))

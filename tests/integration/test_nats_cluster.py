@@ -11,10 +11,18 @@ from itertools import product
 import nats.errors
 import pytest
 
+from bridge.clock import SystemClock
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import StreamReader, add_streams, check_streams_under_failures, settings
+from tests.integration.nats_reading import (
+    StreamReader,
+    add_streams,
+    check_streams_under_failures,
+    record_positions,
+    settings,
+    start_sink,
+)
 from tests.integration.target_checks import publish_until_accepted
-from tests.sample_records import record
+from tests.sample_records import record, records
 from tests.scale import scaled
 from tests.testbed.nats import COMPONENTS, Nats
 from tests.testbed.server import Server
@@ -80,10 +88,22 @@ async def test_nats_sink_stores_each_record_once_when_leaders_change(
     await check_streams_under_failures(cluster, fail.__name__, fail(cluster), sink_timeout="3s")
 
 
+async def test_nats_sink_stores_resent_records_once_with_replicas(cluster: Nats) -> None:
+    """Later batches are partly stored, as after a restart without acknowledgments."""
+    all_records = records(900)
+    for start, end in [(0, 400), (200, 600), (0, 900)]:
+        sink = await start_sink(cluster, "resent", timeout="5s", stream={"replicas": 3})
+        await sink.publish(all_records[start:end])
+        await sink.close()
+    async with StreamReader(cluster) as reader:
+        stored = await reader.read_stored("WHALEBRIDGE_RESENT", minimum=900)
+    assert record_positions(stored) == record_positions(all_records)
+
+
 async def test_nats_sink_switches_server_when_first_server_stops(cluster: Nats) -> None:
     """The settings name one server; the sink discovers the others and uses them when the first server stops."""
     all_servers = settings(cluster, "switches", timeout="5s", stream={"replicas": 3})
-    sink = NatsSink(all_servers.model_copy(update={"servers": all_servers.servers[:1]}))
+    sink = NatsSink(all_servers.model_copy(update={"servers": all_servers.servers[:1]}), SystemClock())
     await publish_until_accepted(sink, [record(1)])
     await asyncio.to_thread(cluster.servers[0].stop)
     await publish_until_accepted(sink, [record(2)])

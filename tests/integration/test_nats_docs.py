@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bridge.clock import SystemClock
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import NatsFactory, StreamReader, settings
 from tests.integration.target_checks import publish_until_accepted
@@ -47,12 +48,16 @@ async def check_publish(sink: NatsSink) -> None:
 async def test_documented_nats_permissions_are_sufficient(nats_factory: NatsFactory, bucket: bool) -> None:
     peer = nats_factory(auth=users(*PERMISSIONS[: 2 if bucket else 1]))
     options: dict[str, Any] = {"kv_bucket": {"name": "containers"}} if bucket else {}
-    await check_publish(NatsSink(settings(peer, "containers", auth={"user": "a", "password": "a"}, **options)))
+    await check_publish(
+        NatsSink(settings(peer, "containers", auth={"user": "a", "password": "a"}, **options), SystemClock())
+    )
 
 
 async def test_documented_core_nats_permissions_are_sufficient(nats_factory: NatsFactory) -> None:
     peer = nats_factory(auth=users('publish: [\n  "containers.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
-    await check_publish(NatsSink(settings(peer, "containers", mode="core", auth={"user": "a", "password": "a"})))
+    await check_publish(
+        NatsSink(settings(peer, "containers", mode="core", auth={"user": "a", "password": "a"}), SystemClock())
+    )
 
 
 async def test_documented_nats_command_creates_usable_stream(
@@ -64,7 +69,7 @@ async def test_documented_nats_command_creates_usable_stream(
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
     nats_command = [executable, "--server", peer.urls[0], "--timeout", "30s"]  # three servers have to store the stream
     await asyncio.to_thread(run, [*nats_command, *shlex.split(command)], env={"HOME": "/nonexistent"})
-    sink = NatsSink(settings(peer, "containers", timeout="5s", stream={"auto_create": False}))
+    sink = NatsSink(settings(peer, "containers", timeout="5s", stream={"auto_create": False}), SystemClock())
     await publish_until_accepted(sink, records(3))  # if a server has stalled, the others have to elect a leader first
     await sink.close()
     async with StreamReader(peer) as reader:

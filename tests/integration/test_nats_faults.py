@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
@@ -76,7 +77,7 @@ async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory:
 async def test_nats_sink_times_out_and_recovers_when_network_drops_data(nats_factory: NatsFactory) -> None:
     peer = nats_factory(proxied=True)
     all_records = records(3000, size=5000)  # more than the kernel buffers for a server that does not read
-    sink = NatsSink(settings(peer, timeout="2s"))
+    sink = NatsSink(settings(peer, timeout="2s"), SystemClock())
     await publish_until_accepted(sink, all_records[:10])  # even without failures, 2 s may be too short
     peer.proxies[0].drop_traffic()
     for _ in range(2):

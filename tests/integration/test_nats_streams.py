@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from nats.js.api import StorageType
 
+from bridge.clock import SystemClock
 from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.sink import NatsSink
@@ -39,7 +40,7 @@ HOSTILE = [
 
 
 async def start_error(peer: Nats, subject: str, **options: Any) -> str:
-    sink = NatsSink(settings(peer, subject, **options))
+    sink = NatsSink(settings(peer, subject, **options), SystemClock())
     with pytest.raises(TransientError) as caught:
         await sink.start()
     with pytest.raises(TransientError):
@@ -76,7 +77,10 @@ async def test_nats_sink_creates_stream_as_configured(nats: Nats) -> None:
 
 async def test_nats_sinks_start_concurrently_when_stream_is_missing(nats: Nats) -> None:
     """The sinks have different stream settings; the first one creates the stream."""
-    sinks = [NatsSink(settings(nats, "race", stream={"max_age": f"{1 + number % 2}h"})) for number in range(12)]
+    sinks = [
+        NatsSink(settings(nats, "race", stream={"max_age": f"{1 + number % 2}h"}), SystemClock())
+        for number in range(12)
+    ]
     await asyncio.gather(*(sink.start() for sink in sinks))
     await asyncio.gather(*(sink.publish(records(3, host=f"h{number}")) for number, sink in enumerate(sinks)))
     for sink in sinks:
@@ -89,7 +93,7 @@ async def test_nats_sink_reports_missing_stream_without_auto_create(nats: Nats) 
 
 
 async def test_nats_sink_publishes_after_missing_stream_is_created(nats: Nats) -> None:
-    sink = NatsSink(settings(nats, "by_hand", stream={"auto_create": False}))
+    sink = NatsSink(settings(nats, "by_hand", stream={"auto_create": False}), SystemClock())
     with pytest.raises(TransientError):
         await sink.start()
     async with StreamReader(nats) as reader:

@@ -22,7 +22,7 @@ from bridge.outbox.outbox import StoredOutbox
 from bridge.watch import ContainerWatch, WatchSettings
 from tests.bridge_process import CONTROL_TYPES, RecordDict, check_runs, running_after, transitions
 from tests.eventually import eventually_async
-from tests.outboxes import start_outbox
+from tests.outboxes import open_outbox
 from tests.simulator.containerd import SimulatedContainerd
 
 WEB, DB, NEW = ContainerKey("shop", "web"), ContainerKey("shop", "db"), ContainerKey("default", "new")
@@ -63,28 +63,27 @@ class Node:
     ) -> AsyncIterator[None]:
         """Run a bridge during the context, which begins when the first snapshot is published."""
         clock, before = ShiftedClock(offset), len(self.records)
-        outbox = await start_outbox(self.state_dir, "reader", clock=clock)
-        client = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
-        settings = WatchSettings(
-            host=host,
-            namespace_filter=namespaces,
-            container_filter=in_scope,
-            label_rules=rules or LabelRules.keep_all(),
-            filter_fingerprint=filter_fingerprint,
-        )
-        watch = asyncio.create_task(ContainerWatch(client, outbox, clock, settings, boot).run())
-        reading = asyncio.create_task(self._read(outbox))
-        try:
-            await eventually_async(lambda: self._snapshot_completed(host, before))
-            yield
-        finally:
-            for task in (watch, reading):
-                task.cancel()
-                await asyncio.wait([task])
-            while outbox.depth("reader"):
-                await self._read_batch(outbox)
-            await client.close()
-            await outbox.close()
+        async with open_outbox(self.state_dir, "reader", clock=clock) as outbox:
+            client = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
+            settings = WatchSettings(
+                host=host,
+                namespace_filter=namespaces,
+                container_filter=in_scope,
+                label_rules=rules or LabelRules.keep_all(),
+                filter_fingerprint=filter_fingerprint,
+            )
+            watch = asyncio.create_task(ContainerWatch(client, outbox, clock, settings, boot).run())
+            reading = asyncio.create_task(self._read(outbox))
+            try:
+                await eventually_async(lambda: self._snapshot_completed(host, before))
+                yield
+            finally:
+                for task in (watch, reading):
+                    task.cancel()
+                    await asyncio.wait([task])
+                while outbox.depth("reader"):
+                    await self._read_batch(outbox)
+                await client.close()
 
     def _snapshot_completed(self, host: str, before: int) -> bool:
         source = (host, self.containerd.id)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 
 import pytest
 
@@ -100,6 +101,11 @@ async def test_failed_task_group_leaves_no_cancellation(*, in_body: bool) -> Non
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="later versions deliver the cancellation again")
+def test_asyncio_has_internal_that_task_group_uses() -> None:
+    assert hasattr(asyncio.TaskGroup(), "_parent_cancel_requested"), "see bridge/task_groups.py"
 
 
 async def test_task_group_is_cancelable() -> None:

@@ -68,15 +68,16 @@ async def _watch(settings: Settings) -> None:
 async def _draw(settings: Settings) -> None:
     import asyncio
     import signal
-    from contextlib import suppress
 
     from rich.console import Console
     from rich.live import Live
 
     from bridge import app
     from bridge.cli.watch_screen import Screen
+    from bridge.clock import SystemClock
+    from bridge.task_groups import completes_within
 
-    screen, console = Screen(settings.containerd.address), Console(highlight=False)
+    screen, console, clock = Screen(settings.containerd.address), Console(highlight=False), SystemClock()
     asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, screen.changed.set)
     live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
     async with app.run_watch(settings, screen) as watched:
@@ -85,7 +86,6 @@ async def _draw(settings: Settings) -> None:
                 last_error = None if watched.synced else watched.last_error
                 width, height = console.size
                 live.update(screen.page(width=width, height=height, last_error=last_error), refresh=True)
-                await asyncio.sleep(MIN_REDRAW_SECONDS)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(screen.changed.wait(), MAX_REDRAW_SECONDS)
+                await clock.sleep(MIN_REDRAW_SECONDS)
+                await completes_within(MAX_REDRAW_SECONDS, clock, screen.changed.wait())
                 screen.changed.clear()

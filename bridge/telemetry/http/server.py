@@ -8,7 +8,6 @@ import ipaddress
 import os
 import re
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from bridge.core.ports import Clock
 from bridge.telemetry.http import json_documents, status_page
 from bridge.telemetry.http.bounded_server import BoundedServer
 from bridge.telemetry.http.metrics import Metrics
@@ -37,9 +37,10 @@ Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class HttpEndpoint:
     """Serves the status of a running bridge on any number of sockets."""
 
-    def __init__(self, bridge: BridgeInspector, *, containers: bool = True) -> None:
+    def __init__(self, bridge: BridgeInspector, clock: Clock, *, containers: bool = True) -> None:
         """Create the endpoint; ``containers`` is whether TCP sockets serve the paths that name containers."""
         self._bridge = bridge
+        self._clock = clock
         self._names_containers = containers
         self._metrics = Metrics(bridge)
         self._servers: list[tuple[asyncio.Server, BoundedServer]] = []
@@ -128,12 +129,13 @@ class HttpEndpoint:
         await response.prepare(request)
         for chunk in json_documents.containers_document(self._bridge.status(), self._bridge.running_containers()):
             await response.write(chunk)
-            await asyncio.sleep(0)  # lets the watch run in between
+            await self._clock.sleep(0)  # lets the watch run in between
         await response.write_eof()
         return response
 
     async def _page(self, _: web.BaseRequest) -> web.Response:
-        text = status_page.render(self._bridge.status(), self._bridge.running_containers(), time.time_ns())
+        now = self._clock.now().wall
+        text = status_page.render(self._bridge.status(), self._bridge.running_containers(), now)
         return web.Response(
             text=text, content_type="text/html", headers={"Content-Security-Policy": status_page.POLICY}
         )
@@ -143,7 +145,7 @@ class HttpEndpoint:
         if not status.synced:
             return _json({"error": f"{'; '.join(evaluate(status).reasons)}; see /readyz"}, 503)
         try:
-            async with asyncio.timeout(SNAPSHOT_SECONDS):
+            async with self._clock.timeout(SNAPSHOT_SECONDS):
                 completed = await self._bridge.snapshot()
         except TimeoutError:
             return _json({"error": f"snapshot timed out after {SNAPSHOT_SECONDS:g} s; it stays queued"}, 504)

@@ -10,6 +10,7 @@ from config.settings import load
 from tests.records import RecordFactory
 
 
+@pytest.mark.real_time
 async def test_run_prints_readable_lines_on_terminal(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,6 +263,7 @@ WITH_CONTAINERD = [
 ]
 
 
+@pytest.mark.real_time
 async def test_output_with_containerd_matches_golden_file(
     golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -35,8 +35,10 @@ from tests.contract.test_outbox import append_in_batches, loss_range, read_all
 from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.naming import assert_names, raises_naming
-from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, open_outbox, start_outbox
+from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, open_outbox
 from tests.records import RecordFactory, sequences
+
+pytestmark = pytest.mark.real_time  # the thread of the database
 
 DAY = 24 * 3600
 PAGE_SIZE = 4096
@@ -283,16 +285,15 @@ async def test_empty_state_directory_becomes_private(path: Path) -> None:
 
 
 async def test_state_directory_is_locked_against_second_process(path: Path, golden: Golden) -> None:
-    async with open_outbox(path):
-        second = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-        locked: list[Path] = []
-        opening = asyncio.create_task(second.open(record_call(locked)))
-        await wait_for_error(second, f"(process {os.getpid()})")
-        golden.entry("outbox_errors", "in use", str(second.last_error), PID=os.getpid())
-        assert not locked
-    await opening
-    assert (second.last_error, locked) == (None, [path])
-    await second.close()
+    async with StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS) as second:
+        async with open_outbox(path):
+            locked: list[Path] = []
+            opening = asyncio.create_task(second.open(record_call(locked)))
+            await wait_for_error(second, f"(process {os.getpid()})")
+            golden.entry("outbox_errors", "in use", str(second.last_error), PID=os.getpid())
+            assert not locked
+        await opening
+        assert (second.last_error, locked) == (None, [path])
 
 
 def record_call(paths: list[Path]) -> Callable[[Path], Awaitable[None]]:
@@ -309,17 +310,17 @@ async def wait_for_error(outbox: StoredOutbox, text: str) -> None:
 WRITER_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from tests.outboxes import start_outbox
+from tests.outboxes import open_outbox
 from tests.records import RecordFactory
 
 async def main():
-    outbox = await start_outbox(Path(sys.argv[1]))
-    factory = RecordFactory()
-    while True:
-        records = factory.started_records(3)
-        last = records[-1].sequence
-        await outbox.append(records, {"last": b"%d" % last, "copy": b"%d" % last})
-        print(last, flush=True)
+    async with open_outbox(Path(sys.argv[1])) as outbox:
+        factory = RecordFactory()
+        while True:
+            records = factory.started_records(3)
+            last = records[-1].sequence
+            await outbox.append(records, {"last": b"%d" % last, "copy": b"%d" % last})
+            print(last, flush=True)
 
 asyncio.run(main())
 """
@@ -338,15 +339,14 @@ async def test_outbox_keeps_appends_and_frees_lock_when_killed(path: Path, write
     assert writer.stdout is not None
     for _ in range(50):
         written = int(writer.stdout.readline())
-    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open())
-    await wait_for_error(outbox, f"(process {writer.pid})")
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    await opening
-    checkpoint = dict(outbox.load_checkpoint().values)
-    records = await read_all(outbox)
-    await outbox.close()
+    async with StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS) as outbox:
+        opening = asyncio.create_task(outbox.open())
+        await wait_for_error(outbox, f"(process {writer.pid})")
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        await opening
+        checkpoint = dict(outbox.load_checkpoint().values)
+        records = await read_all(outbox)
     assert sequences(records) == list(range(1, len(records) + 1))
     assert len(records) >= written
     assert checkpoint == {"last": str(len(records)).encode(), "copy": str(len(records)).encode()}
@@ -356,21 +356,24 @@ async def test_state_directory_with_foreign_files_is_left_unchanged(path: Path, 
     path.mkdir()
     (path / "letter.txt").write_text("text")
     with golden.error("outbox_errors", "foreign files", StateError, path):
-        await start_outbox(path)
+        async with open_outbox(path):
+            pass
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
 
 
 async def test_state_directory_is_rejected_when_path_is_a_file(path: Path, golden: Golden) -> None:
     path.write_text("")
     with golden.error("outbox_errors", "not a directory", StateError, f"state_dir {path}", "Not a directory"):
-        await start_outbox(path)
+        async with open_outbox(path):
+            pass
 
 
 async def test_database_of_another_program_is_left_unchanged(path: Path, golden: Golden) -> None:
     path.mkdir()
     execute(path, "CREATE TABLE recipes (name)")
     with golden.error("outbox_errors", "another program's database", StateError, path / "outbox.db"):
-        await start_outbox(path)
+        async with open_outbox(path):
+            pass
     assert execute(path, "SELECT name FROM sqlite_schema") == [("recipes",)]
 
 
@@ -380,21 +383,20 @@ async def test_database_of_another_program_is_left_unchanged(path: Path, golden:
 async def test_outbox_open_waits_until_disk_has_space(path: Path, disk: type[FailingDatabase], golden: Golden) -> None:
     disk.error_at_open = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     clock, waits = ManualClock(), []
-    outbox = StoredOutbox(path, ["s"], clock, WIDE_LIMITS, on_wait=lambda: waits.append(1))
-    golden.entry("outbox_errors", "not open yet", str(outbox.last_error))
-    with capture_logs() as logs:
-        opening = asyncio.create_task(outbox.open())
-        for _ in range(3):
+    async with StoredOutbox(path, ["s"], clock, WIDE_LIMITS, on_wait=lambda: waits.append(1)) as outbox:
+        golden.entry("outbox_errors", "not open yet", str(outbox.last_error))
+        with capture_logs() as logs:
+            opening = asyncio.create_task(outbox.open())
+            for _ in range(3):
+                await eventually_async(lambda: clock.sleeper_count)
+                assert_names(outbox.last_error, path / "outbox.db", "database or disk is full", "free space")
+                clock.advance(1)
             await eventually_async(lambda: clock.sleeper_count)
-            assert_names(outbox.last_error, path / "outbox.db", "database or disk is full", "free space")
+            disk.error_at_open = None
             clock.advance(1)
-        await eventually_async(lambda: clock.sleeper_count)
-        disk.error_at_open = None
-        clock.advance(1)
-        await opening
-    assert (outbox.last_error, len(waits)) == (None, 4)
-    assert [each["event"] for each in logs] == ["outbox_open_failed", "outbox_recovered"]
-    await outbox.close()
+            await opening
+        assert (outbox.last_error, len(waits)) == (None, 4)
+        assert [each["event"] for each in logs] == ["outbox_open_failed", "outbox_recovered"]
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM])
@@ -403,7 +405,8 @@ async def test_outbox_open_fails_when_permissions_are_missing(
 ) -> None:
     disk.error_at_open = io_error(code, "attempt to write a readonly database")
     with raises_naming(StateError, path / "outbox.db", "permissions"):
-        await start_outbox(path)
+        async with open_outbox(path):
+            pass
 
 
 async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,13 +417,12 @@ async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypat
         return proceed.wait(60)
 
     monkeypatch.setattr(Database, "check_integrity", check_slowly)
-    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open())
-    await eventually_async(checking.is_set)
-    assert_names(outbox.last_error, path / "outbox.db")
-    opening.cancel()
-    await asyncio.wait([opening])
-    await outbox.close()
+    async with StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS) as outbox:
+        opening = asyncio.create_task(outbox.open())
+        await eventually_async(checking.is_set)
+        assert_names(outbox.last_error, path / "outbox.db")
+        opening.cancel()
+        await asyncio.wait([opening])
     assert not proceed.is_set()
     proceed.set()
     async with open_outbox(path):  # the thread has released the directory
@@ -436,7 +438,8 @@ async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, 
     execute(path, "PRAGMA user_version = 99")
     before = (path / "outbox.db").read_bytes()
     with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99"):
-        await start_outbox(path)
+        async with open_outbox(path):
+            pass
     assert (path / "outbox.db").read_bytes() == before
 
 
@@ -610,13 +613,12 @@ async def test_reset_is_reported_when_replacing_corrupt_file_failed(path: Path, 
         await outbox.append([], {"key": b"value"})
     fill_with_garbage(path / "outbox.db")
     disk.error_at_reset = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
-    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open())
-    await wait_for_error(outbox, "database or disk is full")
-    disk.error_at_reset = None
-    await opening
-    assert outbox.load_checkpoint().reset
-    await outbox.close()
+    async with StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS) as outbox:
+        opening = asyncio.create_task(outbox.open())
+        await wait_for_error(outbox, "database or disk is full")
+        disk.error_at_reset = None
+        await opening
+        assert outbox.load_checkpoint().reset
     assert len(list(path.glob("outbox.db.corrupt-*Z"))) == 1
 
 
@@ -752,14 +754,12 @@ async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingD
 
 
 async def test_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
-    factory = RecordFactory()
-    outbox = await start_outbox(path)
-    disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
-    appending = asyncio.create_task(outbox.append(factory.started_records(1)))
-    await eventually_async(lambda: outbox.last_error)
     with capture_logs() as logs:
-        async with asyncio.timeout(30):
-            await outbox.close()
+        async with asyncio.timeout(30), open_outbox(path) as outbox:
+            disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
+            appending = asyncio.create_task(outbox.append(RecordFactory().started_records(1)))
+            await eventually_async(lambda: outbox.last_error)
+            logs.clear()
     assert [each["event"] for each in logs] == ["outbox_close_failed"]
     appending.cancel()
 

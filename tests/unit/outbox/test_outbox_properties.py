@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from contextlib import AsyncExitStack
 from pathlib import Path
 from threading import Event
 
@@ -23,7 +24,7 @@ from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range
-from tests.outboxes import start_outbox
+from tests.outboxes import open_outbox
 from tests.records import RecordFactory
 from tests.scale import scaled
 
@@ -71,13 +72,22 @@ class OutboxMachine(RuleBasedStateMachine):
         self.appended: dict[int, int] = {}
         self.checkpoint: dict[str, bytes] = {}
         self.outbox: StoredOutbox
+        self.opened = AsyncExitStack()
+
+    def open(self, path: Path | None) -> None:
+        self.outbox = self.runner.run(
+            self.opened.enter_async_context(open_outbox(path, *SINKS, clock=self.clock, limits=LIMITS))
+        )
+
+    def close(self) -> None:
+        self.runner.run(self.opened.aclose())
 
     def teardown(self) -> None:
         for sink in SINKS:
             while self.outbox.depth(sink):
                 self.read(sink, 1000, 1 << 20, acknowledge=True)
             assert self.consumers[sink].epochs == self.appended, f"{sink} did not get all records"
-        self.runner.run(self.outbox.close())
+        self.close()
         self.runner.close()
 
     @rule(count=st.integers(1, 60), size=st.sampled_from([0, 300, 3000]), key=st.sampled_from("xyz"))
@@ -131,7 +141,7 @@ class OutboxMachine(RuleBasedStateMachine):
 class MemoryOutboxMachine(OutboxMachine):
     @initialize()
     def make(self) -> None:
-        self.outbox = self.runner.run(start_outbox(None, *SINKS, clock=self.clock, limits=LIMITS))
+        self.open(None)
 
 
 class DiskOutboxMachine(OutboxMachine):
@@ -148,7 +158,7 @@ class DiskOutboxMachine(OutboxMachine):
 
     @initialize()
     def make(self) -> None:
-        self.outbox = self.runner.run(start_outbox(self.path, *SINKS, clock=self.clock, limits=LIMITS))
+        self.open(self.path)
 
     @property
     def path(self) -> Path:
@@ -156,7 +166,7 @@ class DiskOutboxMachine(OutboxMachine):
 
     @rule()
     def restart(self) -> None:
-        self.runner.run(self.outbox.close())
+        self.close()
         self.make()
         self.assert_checkpoint()
 
@@ -206,7 +216,7 @@ class DiskOutboxMachine(OutboxMachine):
         self.number += 1
         self.wait_for_worker()
         shutil.copytree(before, self.path)
-        self.runner.run(self.outbox.close())
+        self.close()
         shutil.rmtree(before)
 
     def wait_for_worker(self) -> None:

@@ -16,12 +16,14 @@ from aiokafka.errors import for_code
 from aiokafka.producer.message_accumulator import MessageBatch
 from aiokafka.producer.sender import Sender
 
+from bridge.clock import SystemClock
 from sinks.kafka import aiokafka_patches
 from sinks.kafka.aiokafka_patches import InvalidRecordError, Producer, start_client, stop_consumer
 from tests.unit.sinks.library_internals import check_internals
 
 pytestmark = pytest.mark.real_time
 
+CLOCK = SystemClock()
 VERSIONS = {18: (0, 0), 3: (0, 4)}  # API versions of the first requests of a client: ApiVersions and Metadata
 
 
@@ -75,7 +77,7 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await (client.abandon() if kind == "producer" else stop_consumer(client))
+    await (client.abandon(CLOCK) if kind == "producer" else stop_consumer(client, CLOCK))
     del starting, client
     gc.collect()
     assert errors == []
@@ -100,8 +102,8 @@ async def test_aiokafka_has_internals_that_patches_use() -> None:
     assert hasattr(Sender, "sender_task")
     assert hasattr(accumulator, "fail_all")
     assert "bootstrap_conn" in AIOKafkaClient.bootstrap.__code__.co_varnames, "see start_client()"
-    await producer.abandon()
-    await stop_consumer(consumer)
+    await producer.abandon(CLOCK)
+    await stop_consumer(consumer, CLOCK)
 
 
 def test_aiokafka_reports_records_that_brokers_reject() -> None:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from bridge.clock import SystemClock
 from bridge.core.errors import FatalError, TransientError
 from config.sinks.file import FileSettings
 from sinks import file
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.real_time
 
 @contextlib.asynccontextmanager
 async def make_sink(path: Path, **options: Any) -> AsyncIterator[FileSink]:
-    sink = FileSink(FileSettings(type="file", path=str(path), **options))
+    sink = FileSink(FileSettings(type="file", path=str(path), **options), SystemClock())
     try:
         await sink.start()
         yield sink
@@ -184,7 +185,7 @@ async def test_file_sink_keeps_foreign_end_while_it_cannot_be_saved(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "write", fail)
-    sink = FileSink(FileSettings(type="file", path=str(path)))
+    sink = FileSink(FileSettings(type="file", path=str(path)), SystemClock())
     with pytest.raises(TransientError, match="free disk space"):
         await sink.start()
     monkeypatch.undo()
@@ -293,7 +294,7 @@ async def test_file_sink_close_returns_when_disk_hangs(tmp_path: Path, monkeypat
     monkeypatch.setattr(file, "CLOSE_SECONDS", 0.01)
     read_end, write_end = os.pipe()
     monkeypatch.setattr(os, "fdatasync", lambda _: os.read(read_end, 1))
-    sink = FileSink(FileSettings(type="file", path=str(tmp_path / "events")))
+    sink = FileSink(FileSettings(type="file", path=str(tmp_path / "events")), SystemClock())
     await sink.start()
     publishing = asyncio.create_task(sink.publish([record(1)]))
     await asyncio.sleep(0.05)

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from nats.aio.msg import Msg
 
 from bridge.core.errors import RejectedRecordError, TransientError
+from bridge.core.time import SECOND
+from config.sinks.nats import NatsSettings
 from sinks.nats import publisher
 from sinks.nats.connection import ServerAddress
 from sinks.nats.errors import ApiResponseError
-from sinks.nats.messages import OutgoingMessage, PublishRequest
+from sinks.nats.messages import IN_PROCESS_SECONDS, MessageIds, OutgoingMessage, PublishRequest
 from sinks.nats.publisher import (
     JetStreamPublisher,
     PublishProgress,
@@ -28,9 +30,12 @@ from sinks.nats.publisher import (
     always_continue,
     continue_unless_rejected,
 )
+from sinks.nats.state_table import StateBucket
 from sinks.nats.streams import Stream
 from sinks.target_memory import TargetMemory, TargetState
 from tests.golden import Golden
+from tests.sample_records import records
+from tests.virtual_time import VirtualClock
 
 AckDict = dict[str, Any]
 
@@ -47,6 +52,7 @@ class FakeJetStream:
     max_batch: int = 1000
     ids: list[str] = field(default_factory=list)
     stored_ids: set[str] = field(default_factory=set)
+    in_process: set[str] = field(default_factory=set)
     error_codes: Callable[[dict[str, str]], int] = lambda _: 0
     batches: dict[str, list[str]] = field(default_factory=dict)
     name: str = "S"
@@ -59,8 +65,11 @@ class FakeJetStream:
             return self._take_batch(headers)
         if headers["Nats-Msg-Id"] in self.stored_ids:
             return {"stream": self.name, "seq": 1, "duplicate": True}
-        if "Nats-Expected-Last-Msg-Id" in headers:
-            return self._error(10070)
+        if headers["Nats-Msg-Id"] in self.in_process:
+            return self._error(10158)
+        assert "Nats-Expected-Last-Msg-Id" not in headers, "a mismatch stops a replicated stream"
+        if "Nats-Rollup" in headers:
+            return self._error(10111)
         return self._store([headers["Nats-Msg-Id"]])
 
     def _take_batch(self, headers: dict[str, str]) -> AckDict | None:
@@ -74,7 +83,10 @@ class FakeJetStream:
             return self._error(10199)
         if "Nats-Batch-Commit" not in headers:
             return None
-        return self._error(10201) if self.stored_ids & set(batch) else self._store(batch)
+        for id_ in batch:  # the first one decides
+            if id_ in self.stored_ids | self.in_process:
+                return self._error(10201 if id_ in self.stored_ids else 10158)
+        return self._store(batch)
 
     def _store(self, ids: list[str]) -> AckDict:
         self.ids += ids
@@ -89,10 +101,12 @@ class FakeConnection:
     """Fail after ``delivered`` messages, and withhold the acknowledgments of the last ``unacknowledged``."""
 
     address = ServerAddress("n1:4222", "n1")
+    clock = VirtualClock()
     timeout = 60.0  # no test depends on a timeout
     max_payload = 1_000_000
 
     def __init__(self, server: FakeJetStream, delivered: int = 10**9, unacknowledged: int = 0) -> None:
+        self.message_ids = MessageIds()
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._server = server
         self._delivered = delivered
@@ -101,6 +115,9 @@ class FakeConnection:
     def allocate_reply_ids(self, _: int, listener: Callable[[int, Msg], None]) -> int:
         self._listener = listener
         return 0
+
+    async def api_request(self, *_: object) -> dict[str, Any]:
+        return {}
 
     def raise_if_failed(self) -> None:
         if self.failed.done():
@@ -232,7 +249,7 @@ async def test_nats_publisher_never_sends_oversized_record(golden: Golden) -> No
     assert server.ids == []
 
 
-@pytest.mark.parametrize("code", [10176, 10210, 10158, 10077])
+@pytest.mark.parametrize("code", [10176, 10210, 10077])
 async def test_nats_batch_is_retriable_after_rejected_commit(code: int, golden: Golden) -> None:
     server = FakeJetStream(error_codes=lambda headers: code if "Nats-Batch-Commit" in headers else 0)
     with golden.error("nats_errors", f"batch rejected, {code}", ApiResponseError, code):
@@ -242,10 +259,45 @@ async def test_nats_batch_is_retriable_after_rejected_commit(code: int, golden: 
     assert server.ids == ["id-1", "id-2"]
 
 
-async def test_nats_publisher_raises_when_batch_is_in_progress(golden: Golden) -> None:
-    server = FakeJetStream(error_codes=lambda headers: 10201 if "Nats-Batch-Commit" in headers else 0)
+@pytest.mark.parametrize("code", [10201, 10158])
+async def test_nats_publisher_raises_when_batch_is_in_progress(code: int, golden: Golden) -> None:
+    server = FakeJetStream(error_codes=lambda headers: code if "Nats-Batch-Commit" in headers else 0)
     with golden.error("nats_errors", "batch in progress", ApiResponseError, "n1:4222"):
         await make_publisher(FakeConnection(server)).publish([outgoing_message(1), outgoing_message(2)])
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("seconds", [IN_PROCESS_SECONDS - 1, IN_PROCESS_SECONDS + 1, 10**6])
+async def test_nats_message_gets_another_id_when_servers_drop_it(
+    seconds: float, atomic: bool, clock: VirtualClock
+) -> None:
+    """Two ids stay in process for some time, or as long as a server remembers them."""
+    server, progress = FakeJetStream(atomic=atomic, in_process={"id-2", "id-4"}), PublishProgress()
+    items = [outgoing_message(number) for number in range(6)]
+    connection = FakeConnection(server)
+    attempts, began = 0, clock.now().monotonic
+    while progress.stored < {item.id for item in items}:
+        attempts += 1
+        if clock.now().monotonic - began > seconds * SECOND:
+            server.in_process.clear()
+        with contextlib.suppress(ApiResponseError):
+            await make_publisher(connection, progress, atomic=atomic).publish(items)
+        await clock.sleep(5)
+    suffix = "" if seconds < IN_PROCESS_SECONDS else "~"
+    expected = [f"id-{number}{suffix if number in (2, 4) else ''}" for number in range(6)]
+    assert (server.ids if atomic else sorted(server.ids)) == expected
+    assert attempts <= IN_PROCESS_SECONDS / 5 + 2
+
+
+async def test_kv_bucket_entry_gets_another_id_when_servers_drop_it(clock: VirtualClock) -> None:
+    server = FakeJetStream(error_codes=lambda headers: 0 if headers["Nats-Msg-Id"].endswith("~") else 10158)
+    settings = NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"})
+    bucket, connection = StateBucket(settings, "bucket", clock), FakeConnection(server)
+    while not server.ids:
+        with contextlib.suppress(ApiResponseError):
+            await bucket.apply(connection, records(2))  # type: ignore[arg-type]
+        await clock.sleep(5)
+    assert len(server.ids) == 2
 
 
 @pytest.mark.parametrize("atomic", [True, False])
@@ -270,8 +322,10 @@ class AcknowledgingConnection:
     """Record sent messages; tests call ``acknowledge``."""
 
     address = ServerAddress("n1:4222", "n1")
+    clock = VirtualClock()
 
     def __init__(self, timeout: float = 60) -> None:
+        self.message_ids = MessageIds()
         self.timeout = timeout
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.sent: list[int | None] = []

@@ -16,12 +16,13 @@ from sinks.kafka.sink import KafkaSink
 from sinks.nats.sink import NatsSink
 from sinks.stdout import StdoutSink
 from tests.golden import Golden
+from tests.virtual_time import VirtualClock
 
 
 def test_sink_is_created_from_settings() -> None:
     settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject"]}).sinks
-    assert isinstance(create_sink(settings["stdout"]), StdoutSink)
-    assert {id_: type(sink) for id_, sink in create_sinks(settings).items()} == {
+    assert isinstance(create_sink(settings["stdout"], VirtualClock()), StdoutSink)
+    assert {id_: type(sink) for id_, sink in create_sinks(settings, VirtualClock()).items()} == {
         "stdout": StdoutSink,
         "file": FileSink,
         "kafka": KafkaSink,
@@ -44,4 +45,4 @@ def test_missing_sink_library_is_named(url: str, library: str, monkeypatch: pyte
     monkeypatch.setattr(sinks, package, getattr(sinks, package))  # restored afterwards, like the modules
     monkeypatch.setitem(sys.modules, library, None)  # as if the library were not installed
     with golden.error("sink_errors", f"{library} not installed", FatalError, library, "pip install 'whalebridge["):
-        create_sink(load({"sinks": {"main": url}}).sinks["main"])
+        create_sink(load({"sinks": {"main": url}}).sinks["main"], VirtualClock())

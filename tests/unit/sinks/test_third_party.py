@@ -13,6 +13,7 @@ from config.sinks import plugins
 from sinks.factory import create_sink
 from tests.golden import Golden
 from tests.sample_records import control_record, record
+from tests.virtual_time import VirtualClock
 
 pytestmark = pytest.mark.real_time
 
@@ -36,7 +37,7 @@ async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path:
         f"directory:{tmp_path}" if form == "url" else {"type": "directory", "path": str(tmp_path), "encoding": "json"}
     )
     settings = load({"sinks": {"main": sink}}).sinks["main"]
-    made = create_sink(settings)
+    made = create_sink(settings, VirtualClock())
     await made.start()
     await made.publish([record(1), record(2)])
     await made.close()
@@ -44,7 +45,7 @@ async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path:
 
 
 async def test_third_party_sink_raises_fatal_error(tmp_path: Path, golden: Golden) -> None:
-    made = create_sink(load({"sinks": [f"directory:{tmp_path}/nowhere"]}).sinks["directory"])
+    made = create_sink(load({"sinks": [f"directory:{tmp_path}/nowhere"]}).sinks["directory"], VirtualClock())
     with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere"):
         await made.start()
 
@@ -53,7 +54,8 @@ async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
     made = create_sink(
         load({"sinks": {"main": {"type": "directory", "path": str(tmp_path), "encoding": "whalewatcher"}}}).sinks[
             "main"
-        ]
+        ],
+        VirtualClock(),
     )
     await made.publish([control_record(1, "snapshot_started"), record(2)])
     assert list(stored_records(tmp_path)) == [record(2).id]

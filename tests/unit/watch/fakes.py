@@ -183,9 +183,6 @@ class RecordingOutbox:
     def lag(self, sink: str) -> Lag:
         raise NotImplementedError
 
-    async def close(self) -> None:
-        """Do nothing."""
-
 
 class RunningWatch:
     """A running watch, and the records that it published."""

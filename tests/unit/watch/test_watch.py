@@ -396,12 +396,22 @@ async def test_watch_stops_on_fatal_error_of_containerd() -> None:
             await running.eventually(lambda: False)
 
 
-@pytest.mark.parametrize("keeps_epoch", [False, True])
-async def test_clock_behind_epoch_is_logged_without_kept_epoch(*, keeps_epoch: bool) -> None:
+@pytest.mark.parametrize("keeps_checkpoint", [False, True])
+async def test_checkpoint_is_written_only_if_outbox_keeps_it(*, keeps_checkpoint: bool) -> None:
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client, keeps_checkpoint=keeps_checkpoint) as running:
+        client.run(DB, 11)
+        client.stream.put(*start_events(DB, 11))
+        await running.eventually(lambda: len(running.transitions) == 2)
+    assert bool(running.outbox.checkpoint) is keeps_checkpoint
+
+
+@pytest.mark.parametrize("keeps_checkpoint", [False, True])
+async def test_clock_behind_epoch_is_logged_without_kept_epoch(*, keeps_checkpoint: bool) -> None:
     client = FakeEngineClient()
     with capture_logs() as lines:
-        async with synced_watch(client, marker_interval=10, keeps_epoch=keeps_epoch) as running:
+        async with synced_watch(client, marker_interval=10, keeps_checkpoint=keeps_checkpoint) as running:
             running.clock.set_wall(running.clock.now().wall - 10**18)
             await asyncio.sleep(35)
     levels = [line["log_level"] for line in lines if line["event"] == "clock_behind_epoch"]
-    assert levels == ([] if keeps_epoch else ["warning"])
+    assert levels == ([] if keeps_checkpoint else ["warning"])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bridge.clock import SystemClock
 from bridge.telemetry.http import bounded_server, json_documents, server
 from bridge.telemetry.http.server import HttpEndpoint
 from tests.golden import Golden
@@ -36,7 +37,7 @@ class ServedEndpoint:
     def __init__(self, directory: Path, *, containers: bool = True) -> None:
         self.bridge = FakeBridge()
         self.socket = directory / "control.sock"
-        self.endpoint = HttpEndpoint(self.bridge, containers=containers)
+        self.endpoint = HttpEndpoint(self.bridge, SystemClock(), containers=containers)
         self.port = 0
 
     async def open(self) -> None:
@@ -240,7 +241,7 @@ async def test_control_socket_is_private_and_replaces_stale_file(tmp_path: Path)
 async def test_control_socket_works_in_directory_with_long_path(tmp_path: Path) -> None:
     directory = tmp_path / ("long" * 30)
     directory.mkdir()
-    endpoint = HttpEndpoint(FakeBridge())
+    endpoint = HttpEndpoint(FakeBridge(), SystemClock())
     await endpoint.listen_unix(directory / "control.sock")
     assert (directory / "control.sock").is_socket()
     await endpoint.close()
