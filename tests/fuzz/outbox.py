@@ -35,7 +35,7 @@ from bridge.outbox.state_directory import DATABASE, DEAD_LETTERS
 from bridge.watch.recovery import recover
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import Mutator, encode_fields, mutate_protobuf, parse_fields
-from tests.outboxes import WIDE_LIMITS
+from tests.outboxes import open_outbox
 from tests.records import ENGINE, RecordFactory
 
 _SINKS = ("a", "b")
@@ -141,17 +141,16 @@ def _directories() -> tuple[_Directory, _Directory]:
 
 async def _create_directories() -> tuple[_Directory, _Directory]:
     with _temporary_directory() as path:
-        factory, outbox = RecordFactory(), StoredOutbox(path, _SINKS, SystemClock(), WIDE_LIMITS)
-        await outbox.open()
+        factory = RecordFactory()
         records = [*factory.snapshot_records(), *factory.started_records(40, size=100)]
-        await outbox.append(records[:20], _checkpoint())
-        batch = await outbox.read("a", 10)
-        await outbox.reject("a", {(batch[3].epoch, batch[3].sequence)}, "too large")
-        await outbox.acknowledge("b", await outbox.read("b", 5))
-        await outbox.append(records[20:])
         written = frozenset(record.data for record in records)
-        killed = _Directory(_read_files(path), written)
-        await outbox.close()
+        async with open_outbox(path, *_SINKS) as outbox:
+            await outbox.append(records[:20], _checkpoint())
+            batch = await outbox.read("a", 10)
+            await outbox.reject("a", {(batch[3].epoch, batch[3].sequence)}, "too large")
+            await outbox.acknowledge("b", await outbox.read("b", 5))
+            await outbox.append(records[20:])
+            killed = _Directory(_read_files(path), written)
         return killed, _Directory(_read_files(path), written)
 
 
@@ -282,20 +281,17 @@ def _open_directory(data: bytes) -> None:
 async def _check_directory(path: Path, written: frozenset[bytes]) -> None:
     """Open an outbox, read all of its records, and use it."""
     for _ in range(2):  # a file that is found to be corrupt while it is read needs a restart
-        outbox = StoredOutbox(path, _SINKS, _Clock(), WIDE_LIMITS)
         try:
-            await outbox.open()
-            _recover(outbox.load_checkpoint().values)
-            for sink in _SINKS:
-                await _read_all(outbox, sink, written)
-            await _check_usable(outbox, path)
+            async with open_outbox(path, *_SINKS, clock=_Clock()) as outbox:
+                _recover(outbox.load_checkpoint().values)
+                for sink in _SINKS:
+                    await _read_all(outbox, sink, written)
+                await _check_usable(outbox, path)
         except FatalError as error:
             if not str(error).endswith("restart whalebridge to start with a new database and a snapshot"):
                 return
         else:
             return
-        finally:
-            await outbox.close()
     raise AssertionError("unusable after a restart")
 
 
