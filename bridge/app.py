@@ -156,7 +156,7 @@ def _describe_state(watch: ContainerWatch, outbox: Outbox, pumps: Iterable[Pump]
         text = "synced"
     else:
         text = f"waiting for containerd: {watch.last_error}" if watch.last_error else "connecting to containerd"
-    if watch.other_bridges.count:
+    if watch.second_bridges.count:
         text += "; another whalebridge publishes for this host"
     return "; ".join([text, *(f"sink {pump.name} is failing: {pump.last_error}" for pump in pumps if pump.last_error)])
 

@@ -47,7 +47,7 @@ class StatusProvider:
             exclude=settings.namespaces.exclude,
             synced=watch.synced,
             containerd_error=watch.last_error,
-            other_bridges=watch.other_bridges.count,
+            second_bridges=watch.second_bridges.count,
             excluded_namespaces=watch.excluded_namespaces,
             watermark_age=watch.watermark_age,
             max_watermark_age=watch.max_watermark_age,

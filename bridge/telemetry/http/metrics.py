@@ -161,8 +161,8 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
     yield _counter(
         "task_query_failures", "Task queries to containerd that failed or returned an unknown state.", failed_queries
     )
-    others = [((), status.other_bridges)]
-    yield _gauge("other_bridges", "Other bridges that publish for the same host on this containerd.", others)
+    others = [((), status.second_bridges)]
+    yield _gauge("second_bridges", "Second bridges: others that publish for the same host on this containerd.", others)
     reconnects = [((), status.counters.reconnects)]
     yield _counter("reconnects", "Established connections to containerd that were lost.", reconnects)
     age = [] if status.watermark_age is None else [((), status.watermark_age)]

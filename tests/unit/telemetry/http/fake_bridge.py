@@ -38,7 +38,7 @@ def bridge_status(**changed: Any) -> Status:
         exclude=(),
         synced=True,
         containerd_error=None,
-        other_bridges=0,
+        second_bridges=0,
         excluded_namespaces=(),
         watermark_age=1.5,
         max_watermark_age=20.0,
