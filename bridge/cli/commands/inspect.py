@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
@@ -19,13 +19,8 @@ NameOrId = Annotated[
 ]
 
 
-def inspect(
-    name_or_id: NameOrId,
-    config: options.Config = None,
-    containerd: options.Containerd = None,
-    namespace: options.Include = None,
-    exclude_namespace: options.Exclude = None,
-) -> None:
+@options.shared
+def inspect(name_or_id: NameOrId, **given: Unpack[options.ContainerdOptions]) -> None:
     """Print one running container as JSON.
 
     Identify the container by its id (NAMESPACE/ID, or ID alone in namespace default), by a unique prefix of the id, or
@@ -39,7 +34,7 @@ def inspect(
     """
     import asyncio
 
-    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.load_settings(**given)
     output.write_json(asyncio.run(_inspect(settings, name_or_id)).to_json())
 
 

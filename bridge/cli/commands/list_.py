@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from bridge.cli import options, output
 from bridge.cli.errors import NOT_CONNECTED, CommandError
@@ -14,13 +14,8 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 
-def list_(
-    config: options.Config = None,
-    containerd: options.Containerd = None,
-    namespace: options.Include = None,
-    exclude_namespace: options.Exclude = None,
-    as_json: options.AsJson = False,
-) -> None:
+@options.shared
+def list_(as_json: options.AsJson = False, **given: Unpack[options.ContainerdOptions]) -> None:
     """List running containers.
 
     On a terminal, ids are shortened and the table fits the width; otherwise each container is one complete line.
@@ -34,7 +29,7 @@ def list_(
     """
     import asyncio
 
-    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.load_settings(**given)
     listing = asyncio.run(_list(settings))
     if as_json:
         output.write_json(
