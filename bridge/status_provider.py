@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bridge.core.container_state import Transition
 from bridge.core.ports import Outbox
 from bridge.delivery.sink_manager import SinkManager
-from bridge.telemetry.status import CompletedSnapshot, Status
+from bridge.telemetry.status import Status
 from bridge.watch import ContainerWatch
 
 if TYPE_CHECKING:
@@ -65,6 +65,6 @@ class StatusProvider:
         """Return a snapshot record for each running container in scope."""
         return self._watch.running_containers()
 
-    async def snapshot(self) -> CompletedSnapshot:
-        """Request a snapshot and wait until it is complete."""
+    async def snapshot(self) -> tuple[str, int]:
+        """Request a snapshot and wait until it is complete; return its id and the number of its containers."""
         return await self._watch.take_snapshot()

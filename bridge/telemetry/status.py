@@ -71,18 +71,6 @@ class Status(Struct, frozen=True, kw_only=True):
     proxy_denied_calls: int | None = None
 
 
-class CompletedSnapshot(Protocol):
-    """A completed snapshot."""
-
-    @property
-    def id(self) -> str:
-        """The id in its control records."""
-
-    @property
-    def containers(self) -> int:
-        """The number of containers in it."""
-
-
 class BridgeInspector(Protocol):
     """The running bridge."""
 
@@ -92,8 +80,8 @@ class BridgeInspector(Protocol):
     def running_containers(self) -> Sequence[Transition]:
         """Return a snapshot record for each running container in scope."""
 
-    async def snapshot(self) -> CompletedSnapshot:
-        """Request a snapshot and wait until it is complete."""
+    async def snapshot(self) -> tuple[str, int]:
+        """Request a snapshot and wait until it is complete; return its id and the number of its containers."""
 
 
 class Readiness(Struct, frozen=True):
