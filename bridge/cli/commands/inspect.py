@@ -34,8 +34,10 @@ def inspect(name_or_id: NameOrId, **given: Unpack[options.ContainerdOptions]) ->
     """
     import asyncio
 
+    import msgspec
+
     settings = options.load_settings(**given)
-    output.write_json(asyncio.run(_inspect(settings, name_or_id)).to_json())
+    output.write_json(msgspec.to_builtins(asyncio.run(_inspect(settings, name_or_id)).container))
 
 
 async def _inspect(settings: Settings, name_or_id: str) -> ContainerInfo:

@@ -32,9 +32,9 @@ def list_(as_json: options.AsJson = False, **given: Unpack[options.ContainerdOpt
     settings = options.load_settings(**given)
     listing = asyncio.run(_list(settings))
     if as_json:
-        output.write_json(
-            [{"id": each.id, "status": each.status, "container": each.to_json()} for each in listing.containers]
-        )
+        import msgspec
+
+        output.write_json([msgspec.to_builtins(each._asdict()) for each in listing.containers])
     else:
         from bridge.cli import container_table
 
@@ -52,4 +52,4 @@ async def _list(settings: Settings) -> ContainerListing:
     async with open_client(settings) as client:
         listing = await list_running(client, NamespaceFilter(include, exclude), required)
     kinds = settings.containers.kinds
-    return listing._replace(containers=[each for each in listing.containers if each.metadata.kind in kinds])
+    return listing._replace(containers=[each for each in listing.containers if each.container.kind in kinds])
