@@ -140,12 +140,11 @@ def _create_reader(target: str, start_position: StartPosition, config: str | Non
     from bridge.consumer import reader_factory
     from bridge.consumer.files import StdinReader
     from bridge.core.errors import FatalError
-    from config.tail_target import tail_target
 
     if target == "-":
         return StdinReader()
     try:
-        settings = tail_target(target, lambda: options.load_settings(config=config).sinks)
+        settings = reader_factory.resolve(target, lambda: options.load_settings(config=config).sinks)
     except ValueError as error:
         raise CommandError(str(error), exit_status=WRONG_USAGE) from None
     if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):
