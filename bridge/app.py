@@ -28,12 +28,11 @@ from bridge.core.label_rules import LabelRules
 from bridge.delivery.heartbeats import HeartbeatFactory
 from bridge.delivery.pump import Pump
 from bridge.delivery.sink_manager import SinkManager
-from bridge.http_endpoint import http_endpoint
+from bridge.http_endpoint import StatusProvider, http_endpoint
 from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
 from bridge.settings_reload import SettingsReloader
 from bridge.signal_handlers import completes_before_shutdown, install_handlers
-from bridge.status_provider import StatusProvider
 from bridge.task_groups import task_group
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import SystemdNotifier
