@@ -20,17 +20,13 @@ if TYPE_CHECKING:
 Config = Annotated[
     str | None,
     typer.Option(
-        "--config",
-        metavar="FILE",
-        help="Configuration file (YAML). Default: /etc/whalebridge/config.yaml, if it exists.",
+        metavar="FILE", help="Configuration file (YAML). Default: /etc/whalebridge/config.yaml, if it exists."
     ),
 ]
 Containerd = Annotated[
     str | None,
     typer.Option(
-        "--containerd",
-        metavar="PATH",
-        help="containerd's socket: PATH or unix://PATH. Default: /run/containerd/containerd.sock.",
+        metavar="PATH", help="containerd's socket: PATH or unix://PATH. Default: /run/containerd/containerd.sock."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]
@@ -44,17 +40,13 @@ class ContainerdOptions(TypedDict, total=False):
     namespace: Annotated[
         list[str] | None,
         typer.Option(
-            "--namespace",
             metavar="GLOBS",
             help="Only matching namespaces; separated by commas, or the option is repeated. Default: all except "
             "Docker's (moby), which must be included explicitly.",
         ),
     ]
     exclude_namespace: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--exclude-namespace", metavar="GLOBS", help="Exclude matching namespaces; written as --namespace."
-        ),
+        list[str] | None, typer.Option(metavar="GLOBS", help="Exclude matching namespaces; written as --namespace.")
     ]
 
 
@@ -64,7 +56,6 @@ class RunOptions(ContainerdOptions, total=False):
     sink: Annotated[
         list[str] | None,
         typer.Option(
-            "--sink",
             metavar="[ID=]URL",
             help="Sink for all records; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
             "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://. Replaces all sinks of the configuration. "
@@ -74,7 +65,6 @@ class RunOptions(ContainerdOptions, total=False):
     state_dir: Annotated[
         str | None,
         typer.Option(
-            "--state-dir",
             metavar="DIR",
             help="Directory for state that survives restarts, including undelivered records. Default: none "
             "(in memory).",
@@ -82,22 +72,15 @@ class RunOptions(ContainerdOptions, total=False):
     ]
     snapshot_interval: Annotated[
         str | None,
-        typer.Option(
-            "--snapshot-interval",
-            metavar="DURATION",
-            help="Maximum time between two snapshots: 90s, 15m, 6h, 1d. Default: 6h.",
-        ),
+        typer.Option(metavar="DURATION", help="Maximum time between two snapshots: 90s, 15m, 6h, 1d. Default: 6h."),
     ]
     log_level: Annotated[
-        str | None,
-        typer.Option("--log-level", metavar="LEVEL", help="Minimum: debug, info, warning, error. Default: info."),
+        str | None, typer.Option(metavar="LEVEL", help="Minimum: debug, info, warning, error. Default: info.")
     ]
     log_format: Annotated[
         str | None,
         typer.Option(
-            "--log-format",
-            metavar="FORMAT",
-            help="console, json, or auto (console on a terminal, otherwise json). Default: auto.",
+            metavar="FORMAT", help="console, json, or auto (console on a terminal, otherwise json). Default: auto."
         ),
     ]
 

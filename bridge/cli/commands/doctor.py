@@ -15,13 +15,14 @@ from bridge.cli.errors import FAILED, WRONG_USAGE, CommandError
 if TYPE_CHECKING:
     from bridge.cli.check_results import CheckResult
 
-Sockets = Annotated[
-    list[str] | None,
-    typer.Option("--containerd", metavar="PATH", help="Additional socket that must be usable; may be repeated."),
-]
 
-
-def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
+def doctor(
+    containerd: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Additional socket that must be usable; may be repeated."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Find containerd sockets on this node and check access.
 
     Checks access, version, event delivery and namespaces at the well-known paths, including those of k3s, rke2,

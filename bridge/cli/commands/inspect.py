@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from bridge.cli.container_queries import ContainerInfo
     from config.settings import Settings
 
-NameOrId = Annotated[
-    str, typer.Argument(metavar="NAME_OR_ID", help="NAMESPACE/ID, the prefix of an id, or a nerdctl name.")
-]
-
 
 @options.shared
-def inspect(name_or_id: NameOrId, **given: Unpack[options.ContainerdOptions]) -> None:
+def inspect(
+    name_or_id: Annotated[
+        str, typer.Argument(metavar="NAME_OR_ID", help="NAMESPACE/ID, the prefix of an id, or a nerdctl name.")
+    ],
+    **given: Unpack[options.ContainerdOptions],
+) -> None:
     """Print one running container as JSON.
 
     Identify the container by its id (NAMESPACE/ID, or ID alone in namespace default), by a unique prefix of the id, or

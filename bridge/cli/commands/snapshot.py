@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 45.0  # longer than the bridge waits for the snapshot
 _MAX_RESPONSE_BYTES = 65536
 
-StateDir = Annotated[
-    str | None,
-    typer.Option("--state-dir", metavar="DIR", help="The state_dir of the running bridge. Default: as configured."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a line.")]
 
-
-def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+def snapshot(
+    config: options.Config = None,
+    state_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The state_dir of the running bridge. Default: as configured.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a line.")] = False,
+) -> None:
     """Request a snapshot from the bridge on this node.
 
     The bridge publishes a record per running container. The command connects to the control socket in the bridge's

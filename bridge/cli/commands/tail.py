@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -20,41 +20,7 @@ if TYPE_CHECKING:
     from bridge.consumer.record_decoder import Source
     from bridge.consumer.record_reader import Reader, ReadRecord, StartPosition
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="SINK",
-        help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, file:PATH; "
-        "with TLS kafkas:// and tls://; - for standard input.",
-    ),
-]
-Since = Annotated[
-    str | None,
-    typer.Option(
-        "--since",
-        metavar="WHEN",
-        help="Start position: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z (without a zone: local time); or "
-        "beginning. Default: now; with --no-follow, beginning.",
-    ),
-]
-Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new records at the end, or stop there.")]
-Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOBS", help="Only matching namespaces.")]
-ExcludedNamespaces = Annotated[
-    list[str] | None, typer.Option("--exclude-namespace", metavar="GLOBS", help="Exclude matching namespaces.")
-]
-Projects = Annotated[
-    list[str] | None, typer.Option("--project", metavar="GLOBS", help="Only matching compose projects.")
-]
-Containers = Annotated[
-    list[str] | None, typer.Option("--container", metavar="GLOBS", help="Only containers with a matching name or id.")
-]
-Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOBS", help="Only matching hosts.")]
-Types = Annotated[
-    list[str] | None,
-    typer.Option("--type", metavar="GLOBS", help="Only matching record types: started, exited, lost and so on."),
-]
-Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show duplicate records too.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print records as published, one JSON document per line.")]
+Globs: TypeAlias = list[str] | None
 
 _BEGINNING = "beginning"
 _NEW_RECORDS_NOTICE = "showing new records only; use --since 15m for earlier ones"
@@ -63,18 +29,39 @@ _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times 
 
 
 def tail(
-    sink: Target,
+    sink: Annotated[
+        str,
+        typer.Argument(
+            metavar="SINK",
+            help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, "
+            "file:PATH; with TLS kafkas:// and tls://; - for standard input.",
+        ),
+    ],
     config: options.Config = None,
-    since: Since = None,
-    follow: Follow = True,
-    namespace: Namespaces = None,
-    exclude_namespace: ExcludedNamespaces = None,
-    project: Projects = None,
-    container: Containers = None,
-    host: Hosts = None,
-    type_: Types = None,
-    duplicates: Duplicates = False,
-    as_json: AsJson = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Start position: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z (without a zone: local time); "
+            "or beginning. Default: now; with --no-follow, beginning.",
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Wait for new records at the end, or stop there.")] = True,
+    namespace: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching namespaces.")] = None,
+    exclude_namespace: Annotated[Globs, typer.Option(metavar="GLOBS", help="Exclude matching namespaces.")] = None,
+    project: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching compose projects.")] = None,
+    container: Annotated[
+        Globs, typer.Option(metavar="GLOBS", help="Only containers with a matching name or id.")
+    ] = None,
+    host: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching hosts.")] = None,
+    type_: Annotated[
+        Globs,
+        typer.Option("--type", metavar="GLOBS", help="Only matching record types: started, exited, lost and so on."),
+    ] = None,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Show duplicate records too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print records as published, one JSON document per line.")
+    ] = False,
 ) -> None:
     """Read published records, one per line.
 
