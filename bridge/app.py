@@ -32,7 +32,7 @@ from bridge.http_endpoint import StatusProvider, http_endpoint
 from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
 from bridge.settings_reload import SettingsReloader
-from bridge.signal_handlers import completes_before_shutdown, install_handlers
+from bridge.signal_handlers import SignalHandlers
 from bridge.task_groups import task_group
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import SystemdNotifier
@@ -63,7 +63,7 @@ async def run(
     Raises:
         FatalError: An error that a retry cannot fix.
     """
-    shutdown = install_handlers(STOP_SECONDS)
+    signals = SignalHandlers(STOP_SECONDS)
     clock = SystemClock()
     boot = boot_id()
     if sink_instances is None:
@@ -98,16 +98,16 @@ async def run(
             notifying = tasks.create_task(
                 service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
             )
-            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
+            if await signals.completes_before_shutdown(lambda: outbox.open(open_control_socket), clock):
                 service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                 sink_manager.start(tasks, settings, sink_instances)
                 watching = tasks.create_task(watch.run())
                 reloader = SettingsReloader(settings, load, apply)
-                reloading = tasks.create_task(_reload_on_request(reloader, shutdown.reload_requested, service_manager))
-                await shutdown.wait_for_shutdown()
+                reloading = tasks.create_task(_reload_on_request(reloader, signals.reload_requested, service_manager))
+                await signals.wait_for_shutdown()
                 service_manager.stopping()
                 await _cancel(watching)
-                await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
+                await sink_manager.drain(signals.seconds_left() - CLOSE_SECONDS)
                 reloading.cancel()  # only now, because a reload in progress may be replacing a pump
             notifying.cancel()
     finally:
@@ -186,7 +186,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
             projects=(containers.projects.include, containers.projects.exclude),
             labels=(containers.labels.include, containers.labels.exclude),
         ),
-        label_rules=_label_rules(settings),
+        label_rules=LabelRules(settings.labels.include, settings.labels.exclude, settings.labels.redact),
         filter_fingerprint=_filter_fingerprint(settings),
         additional_events=containers.additional_events,
         keeps_epoch=settings.state_dir is not None,
@@ -212,11 +212,6 @@ def boot_id() -> str:
         raise FatalError(
             f"{BOOT_ID_PATH} cannot be read: {error.strerror}; mount /proc, which is required to detect reboots"
         ) from error
-
-
-def _label_rules(settings: Settings) -> LabelRules:
-    labels = settings.labels
-    return LabelRules(include=labels.include, exclude=labels.exclude, redact=labels.redact)
 
 
 async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Event, manager: SystemdNotifier) -> None:
