@@ -21,8 +21,10 @@ from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage, parse_record
 from bridge.core.records import SourcePosition
-from config import reference_docs, setting_paths
+from config import reference_docs
+from config.setting_paths import SINK_ID, iter_settings
 from config.settings import Settings, SettingsError, load
+from config.sinks import BUILT_IN
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
 from config.sources.env import variable
@@ -309,8 +311,14 @@ def test_configuration_reference_is_current(tmp_path: Path) -> None:
     assert page.read_text() == CONFIGURATION
 
 
+def setting_paths() -> set[str]:
+    """Return the paths of all settings, including those of the built-in types of sinks (``sinks.ID.topic``)."""
+    paths = {path for path, _ in iter_settings(Settings)}
+    return paths | {path for sink in BUILT_IN.values() for path, _ in iter_settings(sink, f"sinks.{SINK_ID}.")}
+
+
 def test_configuration_reference_lists_every_setting() -> None:
-    for path in setting_paths.all_paths(Settings):
+    for path in setting_paths():
         if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
             assert f"`{variable(path)}`" in CONFIGURATION
@@ -320,7 +328,7 @@ def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str])
     assert execute(["run", "--help"]) == 0
     output = capsys.readouterr().out
     assert [flag for flag in FLAGS.values() if f"{flag} " not in output] == []
-    assert set(FLAGS) <= set(setting_paths.all_paths(Settings))
+    assert set(FLAGS) <= setting_paths()
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
