@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import typer
 
@@ -16,13 +17,13 @@ from bridge.cli import options, output
 from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.record_filter import RecordFilter
-    from bridge.consumer.record_decoder import Source
+    from bridge.consumer.record_decoder import DecodedRecord, Source
     from bridge.consumer.record_reader import Reader, ReadRecord, StartPosition
 
 Globs: TypeAlias = list[str] | None
 
 _BEGINNING = "beginning"
+_SECOND_LENGTH = len("2026-11-23T15:21:08")
 _NEW_RECORDS_NOTICE = "showing new records only; use --since 15m for earlier ones"
 _CLOCK_TOLERANCE = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
@@ -82,8 +83,6 @@ def tail(
       kcat -C -e -b localhost:9092 -t containers | whalebridge tail - --json | jq .id
     """
     import asyncio
-
-    from bridge.cli.record_filter import RecordFilter
 
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _parse_since(since)
@@ -191,3 +190,44 @@ def _format_json_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
     for each in records:
         text = each.data.decode(errors="backslashreplace").replace("\n", " ")
         yield printable_json(text) if output.is_terminal() else text
+
+
+class RecordFilter(NamedTuple):
+    """Matches records by globs; a filter that is not set matches everything."""
+
+    namespaces: Globs = None
+    excluded_namespaces: Globs = None
+    projects: Globs = None
+    containers: Globs = None
+    hosts: Globs = None
+    types: Globs = None
+    since: datetime | None = None
+
+    def __call__(self, record: DecodedRecord) -> bool:
+        """Return whether a record matches all filters."""
+        if self.since is not None and record.timestamp[:_SECOND_LENGTH] < _format_timestamp(self.since):
+            return False
+        if record.type == "heartbeat" and not self.types:
+            return False
+        return (
+            _matches(self.hosts, record.host) and _matches(self.types, record.type) and self._matches_container(record)
+        )
+
+    def _matches_container(self, record: DecodedRecord) -> bool:
+        container = record.container
+        if container is None:  # a loss may affect matching containers
+            return record.type == "lost" or not (self.namespaces or self.projects or self.containers)
+        return (
+            _matches(self.namespaces, container.namespace)
+            and not (self.excluded_namespaces and _matches(self.excluded_namespaces, container.namespace))
+            and _matches(self.projects, container.project)
+            and _matches(self.containers, container.name, container.id, record.id or "")
+        )
+
+
+def _format_timestamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _matches(globs: Globs, *values: str) -> bool:
+    return not globs or any(fnmatchcase(value, glob) for glob in globs for value in values)
