@@ -104,11 +104,8 @@ async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or
         AmbiguousError: Several containers match.
     """
     namespace, slash, _ = name_or_id.partition("/")
-    if slash:
-        watcher = ContainerdWatcher(client, include=(namespace,))
-    else:
-        watcher = ContainerdWatcher(client, include=namespaces.include, exclude=namespaces.exclude)
-    container = await watcher.find(name_or_id)
+    include, exclude = ((namespace,), ()) if slash else (namespaces.include, namespaces.exclude)
+    container = await ContainerdWatcher(client, include=include, exclude=exclude).find(name_or_id)
     pods: dict[str, Labels | None] = {}
     if container.metadata.pod:
         pods = _pod_labels([each async for each in client.containers(container.metadata.key.namespace)])

@@ -1,6 +1,6 @@
 """Settings of each type of sink, and the URLs that stand for them.
 
-Each type has a module with its settings and the parser of its URL; ``BUILT_IN`` and ``_SCHEMES`` list the types.
+A module has the settings of a type and the parser of its URL; ``BUILT_IN`` and ``_SCHEMES`` list the types.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValid
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.fields import non_empty
-from config.sinks import file, kafka, nats, plugins, stdout
+from config.sinks import kafka, nats, plugins
 from config.sinks.common import BaseSinkSettings
-from config.sinks.file import FileSettings
 from config.sinks.kafka import KafkaSettings
+from config.sinks.local import FileSettings, StdoutSettings, parse_file_url, parse_stdout_url
 from config.sinks.nats import NatsSettings
-from config.sinks.stdout import StdoutSettings
 
 __all__ = [
     "BUILT_IN",
@@ -53,8 +52,8 @@ _WORD = re.compile("[A-Za-z0-9_-]{1,20}")
 
 
 _SCHEMES: dict[str, Callable[[str, str], dict[str, Any]]] = {
-    "stdout": stdout.parse_url,
-    "file": file.parse_url,
+    "stdout": parse_stdout_url,
+    "file": parse_file_url,
     "kafka": kafka.parse_url,
     "kafkas": kafka.parse_url,
     "nats": nats.parse_url,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError, TransientError
-from config.sinks.file import FileSettings
+from config.sinks.local import FileSettings
 from sinks import file
 from sinks.file import FileInUseError, FileSink, RotatedFile
 from tests.golden import Golden
