@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from bridge.app import boot_id
 from bridge.cli.errors import CommandError
@@ -22,19 +22,6 @@ from config.settings import Settings
 if TYPE_CHECKING:
     from bridge.consumer.record_decoder import Container as DecodedContainer
     from bridge.core.records import Container
-
-
-class ContainerLister(Protocol):
-    """The part of ``EngineClient`` that listing needs."""
-
-    async def namespaces(self) -> Sequence[str]:
-        """List all namespaces."""
-
-    async def tasks(self, namespace: str) -> Sequence[Task]:
-        """List a namespace's tasks."""
-
-    def containers(self, namespace: str) -> AsyncIterator[Metadata]:
-        """List a namespace's container metadata."""
 
 
 class ContainerInfo(NamedTuple):
@@ -75,7 +62,7 @@ async def open_client(settings: Settings) -> AsyncIterator[ContainerdClient]:
 
 
 async def list_running(
-    client: ContainerLister, is_watched: Callable[[str], bool], required: Iterable[str]
+    client: ContainerdClient, is_watched: Callable[[str], bool], required: Iterable[str]
 ) -> ContainerListing:
     """List the running containers of the watched namespaces.
 
@@ -112,7 +99,7 @@ async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or
     return _container_info(container.task, container.metadata, pods)
 
 
-async def _list_namespace(client: ContainerLister, namespace: str) -> list[ContainerInfo]:
+async def _list_namespace(client: ContainerdClient, namespace: str) -> list[ContainerInfo]:
     """List one namespace. Tasks first, so that an old task is not matched with the metadata of a new container."""
     tasks = [task for task in await client.tasks(namespace) if task.running or task.status is TaskStatus.UNKNOWN]
     if not tasks:

@@ -10,6 +10,7 @@ import pytest
 from bridge.cli import container_queries
 from bridge.cli.container_queries import list_running, open_client
 from bridge.cli.errors import CommandError
+from bridge.containerd.client import ContainerdClient
 from bridge.core.container_metadata import build_metadata
 from bridge.core.containerd_model import ContainerKey, Metadata, Task, TaskStatus
 from bridge.core.errors import TransientError
@@ -23,7 +24,7 @@ ALL = LabelRules.keep_all()
 NOT_DOCKER = NamespaceFilter()
 
 
-class FakeClient:
+class FakeClient(ContainerdClient):
     """A containerd with the given containers: NAMESPACE/ID, status and labels."""
 
     def __init__(self, *containers: tuple[str, TaskStatus | None, dict[str, str] | None], failing: str = "") -> None:
