@@ -95,7 +95,7 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
         *(inspect.Parameter(name, given.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()),
         *(parameter.replace(kind=given.KEYWORD_ONLY) for parameter in own),
     ]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # inspect reads it
     return command
 
 
