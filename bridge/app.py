@@ -28,12 +28,11 @@ from bridge.core.label_rules import LabelRules
 from bridge.delivery.heartbeats import HeartbeatFactory
 from bridge.delivery.pump import Pump
 from bridge.delivery.sink_manager import SinkManager
-from bridge.http_endpoint import http_endpoint
+from bridge.http_endpoint import StatusProvider, http_endpoint
 from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
 from bridge.settings_reload import SettingsReloader
-from bridge.signal_handlers import completes_before_shutdown, install_handlers
-from bridge.status_provider import StatusProvider
+from bridge.signal_handlers import SignalHandlers
 from bridge.task_groups import completes_within, task_group
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import SystemdNotifier
@@ -64,7 +63,7 @@ async def run(
     Raises:
         FatalError: An error that a retry cannot fix.
     """
-    shutdown = install_handlers(STOP_SECONDS)
+    signals = SignalHandlers(STOP_SECONDS)
     clock = SystemClock()
     boot = boot_id()
     if sink_instances is None:
@@ -100,18 +99,18 @@ async def run(
                 notifying = tasks.create_task(
                     service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
                 )
-                if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
+                if await signals.completes_before_shutdown(lambda: outbox.open(open_control_socket), clock):
                     service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                     sink_manager.start(tasks, settings, sink_instances)
                     watching = tasks.create_task(watch.run())
                     reloader = SettingsReloader(settings, load, apply)
                     reloading = tasks.create_task(
-                        _reload_on_request(reloader, shutdown.reload_requested, service_manager)
+                        _reload_on_request(reloader, signals.reload_requested, service_manager)
                     )
-                    await shutdown.wait_for_shutdown()
+                    await signals.wait_for_shutdown()
                     service_manager.stopping()
                     await _cancel(watching, clock)
-                    await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
+                    await sink_manager.drain(signals.seconds_left() - CLOSE_SECONDS)
                     reloading.cancel()  # only now, because a reload in progress may be replacing a pump
                 notifying.cancel()
         finally:
@@ -158,7 +157,7 @@ def _describe_state(watch: ContainerWatch, outbox: Outbox, pumps: Iterable[Pump]
         text = "synced"
     else:
         text = f"waiting for containerd: {watch.last_error}" if watch.last_error else "connecting to containerd"
-    if watch.other_bridges.count:
+    if watch.second_bridges.count:
         text += "; another whalebridge publishes for this host"
     return "; ".join([text, *(f"sink {pump.name} is failing: {pump.last_error}" for pump in pumps if pump.last_error)])
 
@@ -189,7 +188,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
             projects=(containers.projects.include, containers.projects.exclude),
             labels=(containers.labels.include, containers.labels.exclude),
         ),
-        label_rules=_label_rules(settings),
+        label_rules=LabelRules(settings.labels.include, settings.labels.exclude, settings.labels.redact),
         filter_fingerprint=_filter_fingerprint(settings),
         additional_events=containers.additional_events,
         keeps_checkpoint=settings.state_dir is not None,
@@ -215,11 +214,6 @@ def boot_id() -> str:
         raise FatalError(
             f"{BOOT_ID_PATH} cannot be read: {error.strerror}; mount /proc, which is required to detect reboots"
         ) from error
-
-
-def _label_rules(settings: Settings) -> LabelRules:
-    labels = settings.labels
-    return LabelRules(include=labels.include, exclude=labels.exclude, redact=labels.redact)
 
 
 async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Event, manager: SystemdNotifier) -> None:

@@ -63,44 +63,32 @@ async def retry_until_success(
 
     ``before_sleep`` is called after each failure, for example to log it.
     """
-    streak = _FailureStreak(backoff, clock)
-    streak.attempt_started = clock.now().monotonic
+    first: list[TransientError] = []
+    failures, started = 0, clock.now().monotonic
     try:  # without tenacity, whose setup takes longer than most successful attempts
         return await attempt()
     except TransientError as error:
-        first: list[TransientError] = [error]
+        first.append(error)
 
     async def timed() -> T:
+        nonlocal started
         if first:
             raise first.pop()
-        streak.attempt_started = clock.now().monotonic
+        started = clock.now().monotonic
         return await attempt()
 
+    def wait(_: RetryCallState) -> float:
+        nonlocal failures  # unlike tenacity's counter, it restarts after an attempt that lasted long enough
+        lasted = clock.now().monotonic - started
+        failures = 1 if lasted >= backoff.reset_after * SECOND else failures + 1
+        return backoff.delay(failures, clock.random())
+
     def report(state: RetryCallState) -> None:
-        before_sleep(Failure(_error(state), streak.failures, state.upcoming_sleep))
+        error = state.outcome.exception() if state.outcome else None
+        assert isinstance(error, TransientError)  # noqa: S101 (the only error that is retried)
+        before_sleep(Failure(error, failures, state.upcoming_sleep))
 
     retrying = AsyncRetrying(
-        retry=retry_if_exception_type(TransientError), wait=streak.wait, sleep=clock.sleep, before_sleep=report
+        retry=retry_if_exception_type(TransientError), wait=wait, sleep=clock.sleep, before_sleep=report
     )
     return await retrying(timed)
-
-
-class _FailureStreak:
-    """Counts consecutive failures; unlike tenacity's counter, it restarts after an attempt that lasted long enough."""
-
-    def __init__(self, backoff: Backoff, clock: Clock) -> None:
-        self._backoff = backoff
-        self._clock = clock
-        self.attempt_started = 0
-        self.failures = 0
-
-    def wait(self, _: RetryCallState) -> float:
-        lasted = self._clock.now().monotonic - self.attempt_started
-        self.failures = 1 if lasted >= self._backoff.reset_after * SECOND else self.failures + 1
-        return self._backoff.delay(self.failures, self._clock.random())
-
-
-def _error(state: RetryCallState) -> TransientError:
-    error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, TransientError)  # noqa: S101 (the only error that is retried)
-    return error

@@ -22,7 +22,7 @@ class StreamMarkers:
     """Publish markers on one connection, and wait for their return on its stream.
 
     While ``busy``, a missing marker does not mean a stalled stream: the events before it are not processed yet.
-    ``announcement`` returns the part of the nonce that other bridges understand: letters and digits.
+    ``announcement`` returns the part of the nonce that a second bridge understands: letters and digits.
     """
 
     def __init__(

@@ -20,7 +20,6 @@ from pydantic import (
 _T = TypeVar("_T")
 DURATION = "duration: a whole number and s, m, h or d"
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with the closing zero
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")  # containerd's rule
@@ -70,12 +69,7 @@ def required_field(description: str, *, unit: str | None = None) -> Any:
 
 
 def _schema_extra(reason: str | None, unit: str | None) -> dict[str, JsonValue]:
-    extra: dict[str, JsonValue] = {}
-    if reason:
-        extra["reason"] = reason
-    if unit:
-        extra["unit"] = unit
-    return extra
+    return {name: text for name, text in (("reason", reason), ("unit", unit)) if text}
 
 
 def mutually_exclusive(model: SettingsModel, *names: str, required: bool = False) -> None:
@@ -95,7 +89,7 @@ def _parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
     raise ValueError("invalid duration; use a whole number and a unit (s, m, h or d), such as 90s, 15m or 6h")
 
 

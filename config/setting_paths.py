@@ -10,8 +10,6 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from config.sinks import BUILT_IN
-
 _SAFE_NAME = re.compile("[A-Za-z0-9_.-]{0,60}")
 MIN_SIMILARITY = 0.6  # difflib's default cutoff
 SINK_ID = "ID"
@@ -34,14 +32,6 @@ def group_model(annotation: Any) -> type[BaseModel] | None:
         return annotation if issubclass(annotation, BaseModel) else None
     models = [each for each in get_args(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
     return models[0] if len(models) == 1 and type(None) in get_args(annotation) else None
-
-
-def all_paths(model: type[BaseModel]) -> list[str]:
-    """Return the paths of all settings, including those of the built-in types of sinks (``sinks.ID.topic``)."""
-    paths = dict.fromkeys(path for path, _ in iter_settings(model))
-    for sink in BUILT_IN.values():
-        paths |= dict.fromkeys(path for path, _ in iter_settings(sink, f"sinks.{SINK_ID}."))
-    return list(paths)
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = MIN_SIMILARITY) -> str | None:

@@ -10,8 +10,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import ConfigDict, ValidationError
 
 from config.fields import DirectoryPath, HostName, SettingsModel, field
 from config.setting_groups import (
@@ -26,14 +25,14 @@ from config.setting_groups import (
     SnapshotSettings,
 )
 from config.sinks import Sinks, StdoutSettings
-from config.sources import Source, cli, env, yaml
+from config.sources import Source, cli, env, merge, yaml
 from config.validation_errors import format_error
 
 
-class Settings(BaseSettings, SettingsModel):
+class Settings(SettingsModel):
     """All settings of whalebridge."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", title="whalebridge")
+    model_config = ConfigDict(title="whalebridge", validate_default=True)
 
     host: HostName = field(
         socket.gethostname,
@@ -63,19 +62,6 @@ class Settings(BaseSettings, SettingsModel):
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 (the signature is pydantic-settings')
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources that ``load`` passes, the strongest first, and no others."""
-        given: tuple[PydanticBaseSettingsSource, ...] | None = getattr(init_settings, "init_kwargs", {}).get("sources")
-        return (init_settings,) if given is None else given
-
 
 class SettingsError(Exception):
     """The settings are invalid; ``errors`` lists all errors, each starting with its location and path."""
@@ -94,23 +80,21 @@ def load(given: Mapping[str, Any] | None = None, path: str | None = None) -> Set
         SettingsError: The settings are invalid.
     """
     try:
-        sources = (
-            cli.source(Settings, given or {}),
-            env.source(Settings, os.environ),
-            yaml.source(Settings, path),
-        )
+        sources = cli.source(given or {}), env.source(Settings, os.environ), yaml.source(path)
     except yaml.UnreadableError as error:
         unreadable = str(error)
     else:
-        return _merge(sources)
+        return _validate(sources)
     raise SettingsError([unreadable])  # without context: it repeats lines of the file, which may contain secrets
 
 
-def _merge(sources: Sequence[Source]) -> Settings:
+def _validate(sources: Sequence[Source]) -> Settings:
     errors = [error for source in reversed(sources) for error in source.errors]
-    arguments: dict[str, Any] = {"sources": tuple(sources)}
+    values: dict[str, Any] = {}
+    for source in sources:
+        values = merge(source.values, values)
     try:
-        settings = Settings(**arguments)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         # Without context and cause: both repeat the values, which may contain secrets.
         errors += [format_error(detail, Settings, sources) for detail in error.errors(include_url=False)]

@@ -19,8 +19,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
+from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS
 from tests.testbed import kafka, nats
 from tests.testbed.components import InstallError
 from tests.testbed.containerd import Containerd
@@ -29,13 +30,6 @@ from tests.testbed.install import install
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 from tests.testbed.process import CommandError
-
-USUAL_SOCKETS = (
-    "/run/containerd/containerd.sock",
-    "/run/k3s/containerd/containerd.sock",  # also rke2
-    "/var/snap/microk8s/common/run/containerd.sock",
-    "/run/k0s/containerd.sock",
-)
 
 COMPONENTS = ("containerd-1.6", "runc", "busybox")
 """Components of the private containerd; none has to be compiled."""
@@ -98,9 +92,9 @@ def main() -> int:
         return 1
 
 
-def _candidates() -> tuple[str, ...]:
+def _candidates() -> Collection[str]:
     address = os.environ.get("CONTAINERD_ADDRESS")
-    return (address.removeprefix("unix://"),) if address else USUAL_SOCKETS
+    return (address.removeprefix("unix://"),) if address else WELL_KNOWN_SOCKETS
 
 
 def _is_available(address: str) -> bool:

@@ -32,7 +32,7 @@ from sinks.encoding import get_encoding
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from bridge.core.records import Record
-    from config.sinks.file import FileSettings
+    from config.sinks.local import FileSettings
 
 CLOSE_SECONDS = 1.0
 FILE_MODE = 0o640  # labels may be confidential

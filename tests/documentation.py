@@ -1,4 +1,4 @@
-"""The commands and examples in README.md and docs/, for tests."""
+"""The commands, examples and settings in README.md and docs/, for tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from config.setting_paths import SINK_ID, iter_settings
+from config.settings import Settings
+from config.sinks import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
@@ -32,6 +36,12 @@ def documented_fold() -> ProjectionFunction:
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102 (the project's own code)
     return names["fold"]  # type: ignore[no-any-return]
+
+
+def setting_paths() -> set[str]:
+    """Return the paths of all settings, including those of the built-in types of sinks (``sinks.ID.topic``)."""
+    paths = {path for path, _ in iter_settings(Settings)}
+    return paths | {path for sink in BUILT_IN.values() for path, _ in iter_settings(sink, f"sinks.{SINK_ID}.")}
 
 
 def shell_commands(text: str, language: str) -> list[str]:

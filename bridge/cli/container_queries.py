@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
-
-import msgspec
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from bridge.app import boot_id
 from bridge.cli.errors import CommandError
@@ -21,55 +19,18 @@ from bridge.core.record_encoder import build_container
 from config.setting_groups import NamespacesSettings
 from config.settings import Settings
 
-
-class ContainerLister(Protocol):
-    """The part of ``EngineClient`` that listing needs."""
-
-    async def namespaces(self) -> Sequence[str]:
-        """List all namespaces."""
-
-    async def tasks(self, namespace: str) -> Sequence[Task]:
-        """List a namespace's tasks."""
-
-    def containers(self, namespace: str) -> AsyncIterator[Metadata]:
-        """List a namespace's container metadata."""
+if TYPE_CHECKING:
+    from bridge.consumer.record_decoder import Container as DecodedContainer
+    from bridge.core.records import Container
 
 
 class ContainerInfo(NamedTuple):
-    """A container whose task is running, paused, or in an unknown state."""
+    """A container with its display id, and its status: running, paused, or unknown if the shim does not respond."""
 
-    metadata: Metadata
-    task: Task
-    pod_labels: Labels | None
-
-    @property
-    def id(self) -> str:
-        """The display id."""
-        return display_id(self.task.key)
-
-    @property
-    def status(self) -> str:
-        """``running``, ``paused``, or ``unknown`` if the shim does not respond."""
-        if self.task.status is TaskStatus.UNKNOWN:
-            return "unknown"
-        return "paused" if self.task.paused else "running"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object ``container`` as in a record, built by the same code."""
-        pid = self.task.pid
-        transition = Transition(
-            type="present",
-            origin="snapshot",
-            at=0,
-            key=self.task.key,
-            metadata=self.metadata,
-            pod_labels=self.pod_labels,
-            pid=pid,
-            incarnation=incarnation_id(boot_id(), pid),
-            paused=self.task.paused,
-        )
-        document: dict[str, Any] = msgspec.to_builtins(build_container(transition))
-        return document
+    id: str
+    status: str
+    container: Container | DecodedContainer
+    """As in a record."""
 
 
 class ContainerListing(NamedTuple):
@@ -101,7 +62,7 @@ async def open_client(settings: Settings) -> AsyncIterator[ContainerdClient]:
 
 
 async def list_running(
-    client: ContainerLister, is_watched: Callable[[str], bool], required: Iterable[str]
+    client: ContainerdClient, is_watched: Callable[[str], bool], required: Iterable[str]
 ) -> ContainerListing:
     """List the running containers of the watched namespaces.
 
@@ -130,25 +91,22 @@ async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or
         AmbiguousError: Several containers match.
     """
     namespace, slash, _ = name_or_id.partition("/")
-    if slash:
-        watcher = ContainerdWatcher(client, include=(namespace,))
-    else:
-        watcher = ContainerdWatcher(client, include=namespaces.include, exclude=namespaces.exclude)
-    container = await watcher.find(name_or_id)
+    include, exclude = ((namespace,), ()) if slash else (namespaces.include, namespaces.exclude)
+    container = await ContainerdWatcher(client, include=include, exclude=exclude).find(name_or_id)
     pods: dict[str, Labels | None] = {}
     if container.metadata.pod:
         pods = _pod_labels([each async for each in client.containers(container.metadata.key.namespace)])
     return _container_info(container.task, container.metadata, pods)
 
 
-async def _list_namespace(client: ContainerLister, namespace: str) -> list[ContainerInfo]:
+async def _list_namespace(client: ContainerdClient, namespace: str) -> list[ContainerInfo]:
     """List one namespace. Tasks first, so that an old task is not matched with the metadata of a new container."""
     tasks = [task for task in await client.tasks(namespace) if task.running or task.status is TaskStatus.UNKNOWN]
     if not tasks:
         return []
     containers = {each.key: each async for each in client.containers(namespace)}
     pods = _pod_labels(containers.values())
-    return [_container_info(task, containers.get(task.key) or _placeholder(task.key), pods) for task in tasks]
+    return [_container_info(task, containers.get(task.key) or _deleted(task.key), pods) for task in tasks]
 
 
 def _pod_labels(containers: Iterable[Metadata]) -> dict[str, Labels | None]:
@@ -157,9 +115,22 @@ def _pod_labels(containers: Iterable[Metadata]) -> dict[str, Labels | None]:
 
 
 def _container_info(task: Task, metadata: Metadata, pod_labels: Mapping[str, Labels | None]) -> ContainerInfo:
-    return ContainerInfo(metadata, task, pod_labels.get(metadata.pod.uid) if metadata.pod else None)
+    """Build the container by the same code as for a record."""
+    transition = Transition(
+        type="present",
+        origin="snapshot",
+        at=0,
+        key=task.key,
+        metadata=metadata,
+        pod_labels=pod_labels.get(metadata.pod.uid) if metadata.pod else None,
+        pid=task.pid,
+        incarnation=incarnation_id(boot_id(), task.pid),
+        paused=task.paused,
+    )
+    status = "unknown" if task.status is TaskStatus.UNKNOWN else "paused" if task.paused else "running"
+    return ContainerInfo(display_id(task.key), status, build_container(transition))
 
 
-def _placeholder(key: ContainerKey) -> Metadata:
+def _deleted(key: ContainerKey) -> Metadata:
     """Return placeholder metadata for a running container whose metadata was deleted."""
     return build_metadata(key, None, LabelRules.keep_all())

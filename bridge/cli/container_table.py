@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +12,6 @@ from rich.text import Text
 
 from bridge.cli import output
 from bridge.cli.container_queries import ContainerInfo
-from bridge.core.record_encoder import rfc3339
 from bridge.telemetry.safe_text import printable, shorten_ids
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")
@@ -22,26 +20,13 @@ _UNWRAPPED_COLUMNS = ("ID", "STATUS", "PID", "CREATED")  # copied by users, or s
 _STYLES = {"running": "green", "paused": "yellow", "unknown": "red"}
 
 
-class Row(NamedTuple):
-    """A container in the table; "" for unknown or inapplicable values."""
-
-    id: str
-    name: str
-    project: str
-    service: str
-    status: str
-    pid: int
-    image: str
-    created: str | None
-
-
 def render(containers: Iterable[ContainerInfo], *, terminal: bool | None = None, width: int | None = None) -> str:
     """Return the table, sorted by project and name: fitted and colored for a terminal, else one line per container."""
     if terminal is None:
         terminal = output.is_terminal()
     if width is None:
         width = shutil.get_terminal_size().columns if terminal else MAX_WIDTH
-    table = build(sort_rows(map(_to_row, containers)), short_ids=terminal)
+    table = build(sort_rows(containers), short_ids=terminal)
     for column, name in zip(table.columns, COLUMNS, strict=True):
         column.overflow = "fold"
         column.no_wrap = not terminal or name in _UNWRAPPED_COLUMNS
@@ -49,7 +34,7 @@ def render(containers: Iterable[ContainerInfo], *, terminal: bool | None = None,
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def build(rows: Iterable[Row], *, short_ids: bool, columns: Sequence[str] = COLUMNS) -> Table:
+def build(rows: Iterable[ContainerInfo], *, short_ids: bool, columns: Sequence[str] = COLUMNS) -> Table:
     """Return the table, one line per row; ``short_ids`` shortens ids, ``columns`` are the first columns to show."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in table.columns:
@@ -60,38 +45,25 @@ def build(rows: Iterable[Row], *, short_ids: bool, columns: Sequence[str] = COLU
     return table
 
 
-def sort_rows(rows: Iterable[Row]) -> list[Row]:
+def sort_rows(rows: Iterable[ContainerInfo]) -> list[ContainerInfo]:
     """Sort rows by project and name."""
-    return sorted(rows, key=lambda row: (row.project, row.name, row.id))
+    return sorted(rows, key=lambda row: (row.container.project, row.container.name, row.id))
 
 
-def _to_row(container: ContainerInfo) -> Row:
-    metadata = container.metadata
-    return Row(
-        container.id,
-        metadata.name,
-        metadata.project,
-        metadata.service,
-        container.status,
-        container.task.pid,
-        metadata.image,
-        rfc3339(metadata.created_at),
-    )
-
-
-def _format_cells(row: Row, *, short_ids: bool) -> list[Text]:
+def _format_cells(row: ContainerInfo, *, short_ids: bool) -> list[Text]:
+    id_, status, container = row
     values = [
-        shorten_ids(row.id) if short_ids else row.id,
-        shorten_ids(row.name) if short_ids else row.name,
-        row.project or "-",
-        row.service or "-",
-        row.status,
-        str(row.pid or "-"),
-        row.image or "-",
-        _truncate_to_seconds(row.created),
+        shorten_ids(id_) if short_ids else id_,
+        shorten_ids(container.name) if short_ids else container.name,
+        container.project or "-",
+        container.service or "-",
+        status,
+        str(container.pid or "-"),
+        container.image or "-",
+        _truncate_to_seconds(container.created_at),
     ]
     cells = [Text(printable(cell)) for cell in values]
-    cells[COLUMNS.index("STATUS")].stylize(_STYLES[row.status])
+    cells[COLUMNS.index("STATUS")].stylize(_STYLES[status])
     return cells
 
 

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, get_args, get_type_hints
 
 import typer
 
@@ -16,78 +17,90 @@ from bridge.cli.errors import WRONG_USAGE, CommandError
 if TYPE_CHECKING:
     from config.settings import Settings
 
-Containerd = Annotated[
-    str | None,
-    typer.Option(
-        "--containerd",
-        metavar="PATH",
-        help="containerd's socket: PATH or unix://PATH. Default: /run/containerd/containerd.sock.",
-    ),
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--namespace",
-        metavar="GLOBS",
-        help="Only matching namespaces; separated by commas, or the option is repeated. Default: all except Docker's "
-        "(moby), which must be included explicitly.",
-    ),
-]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option("--exclude-namespace", metavar="GLOBS", help="Exclude matching namespaces; written as --namespace."),
-]
 Config = Annotated[
     str | None,
     typer.Option(
-        "--config",
-        metavar="FILE",
-        help="Configuration file (YAML). Default: /etc/whalebridge/config.yaml, if it exists.",
+        metavar="FILE", help="Configuration file (YAML). Default: /etc/whalebridge/config.yaml, if it exists."
     ),
 ]
-Sinks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sink",
-        metavar="[ID=]URL",
-        help="Sink for all records; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
-        "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://. Replaces all sinks of the configuration. "
-        "The id defaults to the type: stdout, file, kafka, nats.",
-    ),
-]
-StateDir = Annotated[
+Containerd = Annotated[
     str | None,
     typer.Option(
-        "--state-dir",
-        metavar="DIR",
-        help="Directory for state that survives restarts, including undelivered records. Default: none (in memory).",
-    ),
-]
-Interval = Annotated[
-    str | None,
-    typer.Option(
-        "--snapshot-interval",
-        metavar="DURATION",
-        help="Maximum time between two snapshots: 90s, 15m, 6h, 1d. Default: 6h.",
-    ),
-]
-LogLevel = Annotated[
-    str | None,
-    typer.Option("--log-level", metavar="LEVEL", help="Minimum: debug, info, warning, error. Default: info."),
-]
-LogFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--log-format",
-        metavar="FORMAT",
-        help="console, json, or auto (console on a terminal, otherwise json). Default: auto.",
+        metavar="PATH", help="containerd's socket: PATH or unix://PATH. Default: /run/containerd/containerd.sock."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]
 
 
-def load_settings(**given: Any) -> Settings:
-    """Return the settings; options (see ``settings_loader``) override all other sources.
+class ContainerdOptions(TypedDict, total=False):
+    """The options of commands that read from containerd."""
+
+    config: Config
+    containerd: Containerd
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOBS",
+            help="Only matching namespaces; separated by commas, or the option is repeated. Default: all except "
+            "Docker's (moby), which must be included explicitly.",
+        ),
+    ]
+    exclude_namespace: Annotated[
+        list[str] | None, typer.Option(metavar="GLOBS", help="Exclude matching namespaces; written as --namespace.")
+    ]
+
+
+class RunOptions(ContainerdOptions, total=False):
+    """The options of ``run`` and ``check``."""
+
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[ID=]URL",
+            help="Sink for all records; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
+            "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://. Replaces all sinks of the configuration. "
+            "The id defaults to the type: stdout, file, kafka, nats.",
+        ),
+    ]
+    state_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Directory for state that survives restarts, including undelivered records. Default: none "
+            "(in memory).",
+        ),
+    ]
+    snapshot_interval: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Maximum time between two snapshots: 90s, 15m, 6h, 1d. Default: 6h."),
+    ]
+    log_level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Minimum: debug, info, warning, error. Default: info.")
+    ]
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT", help="console, json, or auto (console on a terminal, otherwise json). Default: auto."
+        ),
+    ]
+
+
+def shared(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace ``**given`` of a command by a parameter for each option of its type, as typer expects."""
+    signature = inspect.signature(command, eval_str=True)
+    *own, given = signature.parameters.values()
+    (options,) = get_args(given.annotation)
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        *(inspect.Parameter(name, given.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()),
+        *(parameter.replace(kind=given.KEYWORD_ONLY) for parameter in own),
+    ]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined] # inspect reads it
+    return command
+
+
+def load_settings(**given: Unpack[RunOptions]) -> Settings:
+    """Return the settings; options override all other sources.
 
     Raises:
         CommandError: Settings are invalid; it has all validation errors.
@@ -109,39 +122,20 @@ def load_or_exit(loader: Callable[[], Settings]) -> Settings:
         raise CommandError(*error.errors, exit_status=WRONG_USAGE) from error
 
 
-def settings_loader(
-    *,
-    config: str | None = None,
-    containerd: str | None = None,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    **sections: Any,
-) -> Callable[[], Settings]:
+def settings_loader(**given: Unpack[RunOptions]) -> Callable[[], Settings]:
     """Return a function that loads the settings on each call, and raises a ``SettingsError`` if they are invalid."""
     from config.settings import load
 
-    flags = {
+    config, containerd, state_dir = given.get("config"), given.get("containerd"), given.get("state_dir")
+    options = {
         "containerd": {"address": containerd and _absolute(containerd)},
-        "namespaces": {"include": include, "exclude": exclude},
-    } | sections
-    return partial(load, _drop_unset(flags), None if config is None else os.path.abspath(config))
-
-
-def run_settings_loader(
-    *,
-    state_dir: str | None,
-    snapshot_interval: str | None,
-    log_level: str | None,
-    log_format: str | None,
-    **others: Any,
-) -> Callable[[], Settings]:
-    """Return the settings loader for the options of ``run``."""
-    return settings_loader(
-        **others,
-        state_dir=state_dir and _absolute(state_dir),
-        snapshot={"interval": snapshot_interval},
-        log={"level": log_level, "format": log_format},
-    )
+        "namespaces": {"include": given.get("namespace"), "exclude": given.get("exclude_namespace")},
+        "sinks": given.get("sink"),
+        "state_dir": state_dir and _absolute(state_dir),
+        "snapshot": {"interval": given.get("snapshot_interval")},
+        "log": {"level": given.get("log_level"), "format": given.get("log_format")},
+    }
+    return partial(load, _drop_unset(options), None if config is None else os.path.abspath(config))
 
 
 def split_globs(option: str, values: list[str] | None, *, namespaces: bool = False) -> list[str]:

@@ -40,7 +40,8 @@ _ATTEMPT_TIMEOUT = timedelta(seconds=6)  # shorter than SINK_TIMEOUT_SECONDS, so
 _CLOSE_TIMEOUT_SECONDS = 2.0
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 _MOUNT_POINT_FIELD = 4  # of a line of /proc/self/mountinfo
-_OVERHEAD_BYTES = 16 * 1024 * 1024
+_MIB = 1024 * 1024
+_OVERHEAD_BYTES = 16 * _MIB
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs", "lustre", "fuse.sshfs"}
 )
@@ -107,17 +108,14 @@ def _check_disk(path: Path, settings: Settings) -> list[CheckResult]:
         text = f"{path} is not persistent ({type_})"
         results.append(CheckResult("warning", "state_dir", text, _VOLATILE_FILE_SYSTEMS[type_]))
     disk = os.statvfs(path)
-    free, needed = disk.f_bavail * disk.f_frsize, _max_outbox_bytes(settings)
+    free = disk.f_bavail * disk.f_frsize
+    limit = settings.outbox.size_limit(settings.state_dir) * len(settings.sinks)
+    needed = limit * 11 // 10 + _OVERHEAD_BYTES  # docs/performance.md
     if free < needed:
         hint = "free disk space, or lower outbox.max_bytes"
-        text = f"the disk has {_format_mib(free)} free, but the outbox can grow to {_format_mib(needed)}"
+        text = f"the disk has {free // _MIB} MiB free, but the outbox can grow to {needed // _MIB} MiB"
         results.append(CheckResult("warning", "state_dir", text, hint))
     return results
-
-
-def _max_outbox_bytes(settings: Settings) -> int:
-    """Return the maximum size of the outbox in bytes (docs/performance.md)."""
-    return settings.outbox.size_limit(settings.state_dir) * len(settings.sinks) * 11 // 10 + _OVERHEAD_BYTES
 
 
 def file_system_type(mountinfo: str, path: str) -> str:
@@ -140,30 +138,23 @@ def file_system_type(mountinfo: str, path: str) -> str:
     return file_system
 
 
-def _format_mib(size: int) -> str:
-    return f"{size // (1024 * 1024)} MiB"
-
-
 # --- the HTTP endpoint ---
 
 
 async def _check_http(settings: HttpSettings) -> list[CheckResult]:
     """Listen briefly on an explicitly configured address: only for such an address, ``run`` fails if it cannot."""
-    if settings.listen and "listen" in settings.model_fields_set:
-        return [await _check_listen_address(settings.listen)]
-    return []
-
-
-async def _check_listen_address(listen: str) -> CheckResult:
+    listen = settings.listen
+    if not listen or "listen" not in settings.model_fields_set:
+        return []
     try:
         server = await asyncio.get_running_loop().create_server(asyncio.Protocol, *listen_address(listen))
     except OSError as error:
         text = describe_listen_error(listen, error)
         if error.errno == errno.EADDRINUSE:
-            return CheckResult("warning", "http", text, "expected while the bridge is running")
-        return CheckResult.from_error("http", FatalError(text))
+            return [CheckResult("warning", "http", text, "expected while the bridge is running")]
+        return [CheckResult.from_error("http", FatalError(text))]
     server.close()
-    return CheckResult("ok", "http", f"{listen} is available")
+    return [CheckResult("ok", "http", f"{listen} is available")]
 
 
 # --- sinks ---

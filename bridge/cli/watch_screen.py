@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bridge.cli import container_table
-from bridge.cli.container_table import Row
+from bridge.cli.container_queries import ContainerInfo
 from bridge.cli.record_format import format_record
 from bridge.consumer.projection import Projection
-from bridge.consumer.record_decoder import Container, DecodedRecord, decode
+from bridge.consumer.record_decoder import DecodedRecord, decode
 from bridge.telemetry.safe_text import printable
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ class Screen:
         last_events = [Text(), _styled_text("LAST EVENTS", "bold"), *map(_format_event, events)]
         return Group(*header, *containers, *last_events)
 
-    def _table_rows(self) -> list[Row]:
-        """Return the rows of the running containers, sorted."""
-        running = (each for source in self._projection.sources.values() for each in source.running.items())
-        return container_table.sort_rows(_to_row(id_, container) for id_, container in running)
+    def _table_rows(self) -> list[ContainerInfo]:
+        """Return the running containers, sorted."""
+        return container_table.sort_rows(
+            ContainerInfo(id_, "paused" if container.paused else "running", container)
+            for source in self._projection.sources.values()
+            for id_, container in source.running.items()
+        )
 
     def _header(self, count: int, last_error: str | None) -> Iterator[Text]:
         containers = "1 container" if count == 1 else f"{count} containers"
@@ -88,19 +91,6 @@ class Screen:
             yield _styled_text("waiting for the first snapshot", "dim")
         if self._failed_namespaces:
             yield _styled_text(f"namespaces not listed: {printable(', '.join(self._failed_namespaces))}", "red")
-
-
-def _to_row(id_: str, container: Container) -> Row:
-    return Row(
-        id_,
-        container.name,
-        container.project,
-        container.service,
-        "paused" if container.paused else "running",
-        container.pid,
-        container.image,
-        container.created_at,
-    )
 
 
 def _format_event(record: DecodedRecord) -> Text:

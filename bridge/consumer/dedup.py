@@ -27,7 +27,7 @@ class Deduplicator:
         """Add a record and return whether it is new; a heartbeat always is, since it repeats a position on purpose."""
         if record.type == "heartbeat":
             return True
-        if record.position <= self._evicted_up_to or self._contains(record.position):
+        if record.position <= self._evicted_up_to or self.covers(record.position, record.position):
             return False
         self._add(_first_position(record), record.position)
         return True
@@ -36,10 +36,6 @@ class Deduplicator:
         """Return whether all positions from ``first`` to ``last``, inclusive, of an epoch have arrived."""
         at = bisect_right(self._starts, first) - 1
         return at >= 0 and last <= self._ends[at]
-
-    def _contains(self, position: Position) -> bool:
-        at = bisect_right(self._starts, position) - 1
-        return at >= 0 and position <= self._ends[at]
 
     def _add(self, first: Position, last: Position) -> None:
         """Add a range, merged with the ranges that it overlaps or touches; a range never spans epochs."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +54,14 @@ class NatsReader:
             TransientError: No server can be reached or accepts our credentials, or no data arrives.
             NotFoundError: No stream has these subjects.
         """
-        async with self._connect() as connection:
+        connection = await self._connector.connect()
+        try:
             is_core = self._settings.mode == "core"
             async for batch in self._read_core(connection) if is_core else self._read_stream(connection):
                 yield batch
+        finally:
+            self._connector.remember_servers(connection)
+            await connection.close()
 
     async def _read_stream(self, connection: NatsConnection) -> AsyncGenerator[Sequence[Message], None]:
         """Yield the stream's messages."""
@@ -83,19 +86,8 @@ class NatsReader:
         await connection.subscribe(self._subject_filter, received.put)
         yield ()
         while True:
-            batch = [
-                Message(each.data, each.subject, 0) for each in await _receive_available(connection, received, None)
-            ]
-            yield batch
-
-    @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[NatsConnection]:
-        connection = await self._connector.connect()
-        try:
-            yield connection
-        finally:
-            self._connector.remember_servers(connection)
-            await connection.close()
+            messages = await _receive_available(connection, received, None)
+            yield [Message(each.data, each.subject, 0) for each in messages]
 
     async def _open_consumer(self, connection: NatsConnection) -> tuple[str, int]:
         """Create a consumer; return its name and its number of pending messages."""

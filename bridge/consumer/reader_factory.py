@@ -1,19 +1,56 @@
-"""Creates readers from the settings of sinks; imports a broker's library only if it is needed."""
+"""Creates readers for ``whalebridge tail``; imports a broker's library only if it is needed."""
 
 # ruff: noqa: PLC0415 (lazy imports)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
+
+from pydantic import ValidationError
 
 from bridge.consumer.files import FileReader
-from config.sinks import FileSettings, KafkaSettings, NatsSettings
+from config.sinks import FileSettings, KafkaSettings, NatsSettings, SinkSettings, settings_from_url
 from sinks.factory import require_extra
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from bridge.consumer.record_reader import Reader, StartPosition
     from bridge.core.ports import Clock
-    from config.tail_target import Readable
+
+Readable: TypeAlias = FileSettings | KafkaSettings | NatsSettings
+
+
+def resolve(target: str, sinks: Callable[[], Mapping[str, SinkSettings]]) -> Readable:
+    """Return the settings of the sink whose records are read.
+
+    Args:
+        target: A URL, if it contains a colon, or the id of a configured sink.
+        sinks: Returns the configured sinks; called only for an id.
+
+    Raises:
+        ValueError: The target cannot be read; the message contains no part of a URL except its scheme.
+    """
+    if ":" in target:
+        try:
+            settings = settings_from_url(target)
+        except ValidationError as error:
+            # Not chained: pydantic's text contains the values.
+            raise ValueError("; ".join(map(_message, error.errors(include_url=False, include_input=False)))) from None
+    elif target in (configured := sinks()):
+        settings = configured[target]
+    else:
+        # The text is not repeated: it may be a secret.
+        raise ValueError(f"unknown sink; use a URL, or the id of a configured sink: {', '.join(configured)}")
+    if not isinstance(settings, Readable):
+        raise ValueError(f"a sink of type {settings.type} cannot be read; use - to read standard input")  # noqa: TRY004
+    return settings
+
+
+def _message(detail: ErrorDetails) -> str:
+    path, text = ".".join(map(str, detail["loc"])), str(detail.get("ctx", {}).get("error", detail["msg"]))
+    return f"{path}: {text}" if path else text
 
 
 def create_reader(settings: Readable, clock: Clock, *, start_position: StartPosition, follow: bool) -> Reader:

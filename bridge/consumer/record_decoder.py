@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from bridge.core.records import SourcePosition
+
 Position: TypeAlias = tuple[int, int]
 """Epoch and sequence, which order the records of a source."""
 
@@ -59,13 +61,6 @@ class Exit(Struct, frozen=True):
     oom: bool | None = None
 
 
-class PreviousPosition(Struct, frozen=True):
-    """The last position of a source before the current epoch."""
-
-    epoch: int
-    sequence: int
-
-
 class Snapshot(Struct, frozen=True):
     """The identity and coverage of a snapshot."""
 
@@ -77,7 +72,7 @@ class Snapshot(Struct, frozen=True):
     failed: tuple[str, ...] = ()
     partial: bool = False
     containers: int = 0
-    previous: PreviousPosition | None = None
+    previous: SourcePosition | None = None
 
 
 class Lost(Struct, frozen=True):

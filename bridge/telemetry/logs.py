@@ -34,7 +34,7 @@ def configure(level: str, format_: str, *, descriptor: int = STDERR) -> NonBlock
     """
     terminal = os.isatty(descriptor)
     console = format_ == "console" or (format_ == "auto" and terminal)
-    render = _console(colors=terminal and not os.environ.get("NO_COLOR")) if console else _json()
+    render = _renderers(console=console, colors=terminal and not os.environ.get("NO_COLOR"))
     writer = NonBlockingWriter(_dropped_lines_message(render), descriptor=descriptor)
     atexit.register(writer.close)
     structlog.configure(
@@ -61,20 +61,15 @@ def silence() -> None:
     logging.basicConfig(handlers=[logging.NullHandler()], force=True)
 
 
-def _json() -> list[Processor]:
-    return [*_common(), _standard_fields_first, structlog.processors.JSONRenderer(default=repr)]
-
-
-def _console(*, colors: bool) -> list[Processor]:
-    return [*_common(), _make_printable, structlog.dev.ConsoleRenderer(colors=colors)]
-
-
-def _common() -> list[Processor]:
-    return [
+def _renderers(*, console: bool, colors: bool) -> list[Processor]:
+    common: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
+    if console:
+        return [*common, _make_printable, structlog.dev.ConsoleRenderer(colors=colors)]
+    return [*common, _standard_fields_first, structlog.processors.JSONRenderer(default=repr)]
 
 
 def _standard_fields_first(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

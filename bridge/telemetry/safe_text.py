@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 
 _MAX_LINE_LENGTH = 300  # characters: error texts of other programs can be nested and contain untrusted text
 _LONG_ID = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
@@ -19,11 +20,7 @@ def printable(text: str, keep: str = "") -> str:
     This escapes control characters (line feeds, ANSI escapes, C1), invisible and direction-changing characters, lone
     surrogates, and separators other than the space.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or character in keep else _escape(character) for character in text
-    )
+    return _escape(text, keep, lambda character: character.encode("unicode_escape", "surrogatepass").decode("ascii"))
 
 
 def printable_json(document: str) -> str:
@@ -31,11 +28,8 @@ def printable_json(document: str) -> str:
 
     JSON allows DEL, C1, invisible and direction-changing characters in strings without an escape.
     """
-    if document.isprintable():
-        return document
-    return "".join(
-        character if character.isprintable() or character == "\n" else _escape_json(character) for character in document
-    )
+    # Without the quotes, because these characters occur only inside of strings.
+    return _escape(document, "\n", lambda character: json.dumps(character)[1:-1])
 
 
 def one_line(text: object) -> str:
@@ -49,9 +43,7 @@ def shorten_ids(text: str) -> str:
     return _LONG_ID.sub(r"\1", text)
 
 
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-
-
-def _escape_json(character: str) -> str:
-    return json.dumps(character)[1:-1]  # without quotes: these characters only occur inside of strings
+def _escape(text: str, keep: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in keep else escape(each) for each in text)

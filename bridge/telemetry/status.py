@@ -45,7 +45,7 @@ class Status(Struct, frozen=True, kw_only=True):
         watermark_age: None before the event stream is verified for the first time.
         outbox_error: Why records cannot be persisted, for example because the outbox is not open yet; None if they can.
         outbox_max_bytes: Maximum size of the backlog of one sink.
-        other_bridges: Number of other bridges that publish for the same source.
+        second_bridges: Number of second bridges, which publish for the same source.
         excluded_namespaces: If no namespace is watched, those that exist.
         ignored_events: Events from containerd that produced no record, counted by reason.
         proxy_denied_calls: Calls that the proxy has denied since its start; None without a proxy.
@@ -57,7 +57,7 @@ class Status(Struct, frozen=True, kw_only=True):
     exclude: Sequence[str]
     synced: bool
     containerd_error: str | None
-    other_bridges: int
+    second_bridges: int
     excluded_namespaces: Sequence[str]
     watermark_age: float | None
     max_watermark_age: float
@@ -71,18 +71,6 @@ class Status(Struct, frozen=True, kw_only=True):
     proxy_denied_calls: int | None = None
 
 
-class CompletedSnapshot(Protocol):
-    """A completed snapshot."""
-
-    @property
-    def id(self) -> str:
-        """The id in its control records."""
-
-    @property
-    def containers(self) -> int:
-        """The number of containers in it."""
-
-
 class BridgeInspector(Protocol):
     """The running bridge."""
 
@@ -92,8 +80,8 @@ class BridgeInspector(Protocol):
     def running_containers(self) -> Sequence[Transition]:
         """Return a snapshot record for each running container in scope."""
 
-    async def snapshot(self) -> CompletedSnapshot:
-        """Request a snapshot and wait until it is complete."""
+    async def snapshot(self) -> tuple[str, int]:
+        """Request a snapshot and wait until it is complete; return its id and the number of its containers."""
 
 
 class Readiness(Struct, frozen=True):
@@ -129,7 +117,7 @@ def evaluate(status: Status) -> Readiness:
         for sink in status.sinks
         if sink.state != "ok"
     ]
-    if status.other_bridges:
+    if status.second_bridges:
         degraded_reasons.append(
             f"another whalebridge publishes for host {status.host} on this containerd, and consumers follow the newest "
             "only: stop one of the two, or give them different host names (setting host)"

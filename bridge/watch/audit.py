@@ -92,13 +92,13 @@ class Auditor:
         if request is None or "second_bridge" not in request.reasons:
             return gap
         self._journal.release_held_exits()  # in the old epoch
-        if (overlap := self._state.other_bridges.take_overlap()) is None:
+        if (overlap := self._state.second_bridges.take_overlap()) is None:
             return gap
         epoch = self._journal.encoder.epoch
         if overlap.newest_epoch >= epoch:
             epoch = max(self._clock.now().wall // MILLISECOND, overlap.newest_epoch + 1)
             self._journal.begin_epoch(epoch)
-        _log.warning("other_bridge_gone", host=self._state.settings.host, epoch=epoch)
+        _log.warning("second_bridge_gone", host=self._state.settings.host, epoch=epoch)
         return replace(gap, since=min(overlap.since, overlap.since if gap.since is None else gap.since))
 
     def _apply_filters(self, filter_fingerprint: str, listing: Listing, gap: Gap) -> list[Transition]:

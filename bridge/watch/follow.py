@@ -65,7 +65,7 @@ class Connection:
             state.clock,
             state.settings.marker_timeout,
             lambda: state.event_queue.full,
-            lambda: state.other_bridges.announcement(journal.encoder.epoch),
+            lambda: state.second_bridges.announcement(journal.encoder.epoch),
         )
         self._exit_waits: set[tuple[ContainerKey, int]] = set()
         self._closed = False  # items that are processed afterwards must not start calls
@@ -76,7 +76,7 @@ class Connection:
         """Receive, process and verify the stream in ``tasks``, whose end is the end of the connection."""
         self._tasks = tasks
         self.state.event_queue.reconnect()
-        self.state.other_bridges.restart_silence()
+        self.state.second_bridges.restart_silence()
         for loop in (self._receive, self._process, self._verify):
             tasks.create_task(loop())
 
@@ -130,7 +130,7 @@ class Connection:
             await state.event_queue.put(events)
             for marker in markers:
                 if not self._markers.receive(marker):
-                    state.other_bridges.receive(marker)
+                    state.second_bridges.receive(marker)
                     state.ignored_events.record(marker)
 
     def _split_batch(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Marker]]:
@@ -159,7 +159,7 @@ class Connection:
             watermark = await self._round_trip()
             if synced:
                 state.event_queue.put_call(partial(state.advance_watermark, watermark))
-                if state.other_bridges.marker_returned():
+                if state.second_bridges.marker_returned():
                     state.requests.request("second_bridge")
                 self._warn_if_clock_is_behind_epoch()
 

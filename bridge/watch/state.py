@@ -19,7 +19,7 @@ from bridge.core.tracker import Tracker
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.event_queue import EventQueue
-from bridge.watch.other_bridges import OtherBridges
+from bridge.watch.second_bridges import SecondBridges
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequests
 
@@ -70,7 +70,7 @@ class WatchState:
         self.requests = SnapshotRequests(clock)
         self.counters = Counters()
         self.ignored_events = IgnoredEvents(clock)
-        self.other_bridges = OtherBridges(clock, settings.host, publishes=publishes)
+        self.second_bridges = SecondBridges(clock, settings.host, publishes=publishes)
 
     def reload(self, settings: WatchSettings) -> bool:
         """Apply other settings; return whether filters or label rules change, so that a snapshot must follow."""

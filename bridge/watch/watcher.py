@@ -44,7 +44,7 @@ class ContainerWatch:
         clock: Time and randomness.
         settings: How to watch.
         boot_id: The boot id of the host, part of each incarnation id.
-        publishes: Whether other bridges must know of this one, because consumers may read the records of both.
+        publishes: Whether a second bridge must know of this one, because consumers may read the records of both.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ContainerWatch:
         self._journal: Journal | None = None
         self._rate_limiter = RateLimiter(clock)
         self.counters = self._state.counters
-        self.other_bridges = self._state.other_bridges
+        self.second_bridges = self._state.second_bridges
         self.last_error: str | None = None  # of the last attempt to watch that failed
 
     # --- status ---

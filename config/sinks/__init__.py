@@ -1,6 +1,6 @@
 """Settings of each type of sink, and the URLs that stand for them.
 
-Each type has a module with its settings and the parser of its URL; ``BUILT_IN`` and ``_SCHEMES`` list the types.
+A module has the settings of a type and the parser of its URL; ``BUILT_IN`` and ``_SCHEMES`` list the types.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.fields import non_empty
-from config.sinks import file, kafka, nats, plugins, stdout
+from config.sinks import kafka, nats, plugins
 from config.sinks.common import BaseSinkSettings
-from config.sinks.file import FileSettings
 from config.sinks.kafka import KafkaSettings
+from config.sinks.local import FileSettings, StdoutSettings, parse_file_url, parse_stdout_url
 from config.sinks.nats import NatsSettings
-from config.sinks.stdout import StdoutSettings
 
 __all__ = [
     "BUILT_IN",
@@ -52,21 +51,17 @@ _NAMED_URL = re.compile(r"([^:=]*)=(.*)", re.DOTALL)
 _WORD = re.compile("[A-Za-z0-9_-]{1,20}")
 
 
-class _Scheme(NamedTuple):
-    """The type of sink that a scheme stands for, and the function that parses what follows the scheme's colon."""
-
-    type: str
-    parse: Callable[[str, str], dict[str, Any]]
-
-
-_SCHEMES = {
-    "stdout": _Scheme("stdout", stdout.parse_url),
-    "file": _Scheme("file", file.parse_url),
-    "kafka": _Scheme("kafka", kafka.parse_url),
-    "kafkas": _Scheme("kafka", kafka.parse_url),
-    "nats": _Scheme("nats", nats.parse_url),
-    "tls": _Scheme("nats", nats.parse_url),
+_SCHEMES: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "stdout": parse_stdout_url,
+    "file": parse_file_url,
+    "kafka": kafka.parse_url,
+    "kafkas": kafka.parse_url,
+    "nats": nats.parse_url,
+    "tls": nats.parse_url,
 }
+"""The functions that parse what follows the colon of a scheme."""
+_OTHER_SCHEMES = {"kafkas": "kafka", "tls": "nats"}
+"""The types of the sinks whose scheme has another name."""
 
 
 class SinkUrls(tuple[str, ...]):
@@ -84,7 +79,7 @@ def parse_url(url: str) -> dict[str, Any]:
     """
     scheme, rest = _split_scheme(url)
     if scheme in _SCHEMES:
-        return _SCHEMES[scheme].parse(scheme, rest)
+        return _SCHEMES[scheme](scheme, rest)
     return {**plugins.load(scheme).parse_url(rest), "type": scheme}
 
 
@@ -136,7 +131,7 @@ def _default_id(url: str) -> str:
     scheme = url.strip().partition(":")[0].lower()
     if not _ID.fullmatch(scheme) or ":" not in url:
         _split_scheme(url)  # raises; any other unknown scheme is reported with its id
-    return _SCHEMES[scheme].type if scheme in _SCHEMES else scheme
+    return _OTHER_SCHEMES.get(scheme, scheme)
 
 
 def _check_id(value: str) -> str:

@@ -1,16 +1,9 @@
-"""Sources of settings: their values, nested as the settings are, and the location of each value.
-
-pydantic-settings merges the sources: groups by name, all else as a whole, the strongest source first. So a list
-replaces a list, and the sinks of a weaker source are merged by id.
-"""
+"""Sources of settings: their values, nested as the settings are, and the location of each value."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from typing import Any, NamedTuple
 
 from config.sinks import SinkUrls, parse_url
 
@@ -20,61 +13,54 @@ Path = tuple[str, ...]
 MAX_LOCATIONS = 3  # in one message
 
 
-class Source(PydanticBaseSettingsSource):
+class Source(NamedTuple):
     """The settings of one source; ``errors`` are those found while reading it."""
 
-    def __init__(
-        self,
-        model: type[BaseSettings],
-        values: Mapping[str, Any],
-        locations: Mapping[Path, str],
-        errors: Sequence[str] = (),
-    ) -> None:
-        super().__init__(model)
-        self._values = values
-        self._locations = locations
-        self.errors = tuple(errors)
+    values: Mapping[str, Any]
+    locations: Mapping[Path, str]
+    errors: Sequence[str] = ()
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Return the value of one setting on the outermost level."""
-        return self._values.get(field_name), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        """Return all values; the URL of a sink becomes a mapping if a stronger source sets parts of the sink."""
-        values = dict(self._values)
-        sinks, stronger = values.get("sinks"), self.current_state.get("sinks")
-        if isinstance(sinks, Mapping) and isinstance(stronger, Mapping):
-            values["sinks"] = {
-                id_: as_mapping(sink) if isinstance(stronger.get(id_), Mapping) else sink for id_, sink in sinks.items()
-            }
-        return values
-
-    def locations(self, path: Path) -> list[str]:
+    def locate(self, path: Path) -> list[str]:
         """Return the location of the value at ``path``; for a group without one, the locations of its parts."""
-        if path in self._locations:
-            return [self._locations[path]]
-        return [location for each, location in self._locations.items() if each[: len(path)] == path]
+        if path in self.locations:
+            return [self.locations[path]]
+        return [location for each, location in self.locations.items() if each[: len(path)] == path]
 
     def get(self, path: Path) -> Any:
         """Return the value at ``path``, as it is written; None if there is none."""
-        value, depth = _walk(self._values, path)
+        value, depth = _walk(self.values, path)
         return value if depth == len(path) else None
 
     def overrides(self, path: Path) -> bool:
         """Return whether weaker sources are ignored at ``path``, because this one has a value there, not a group."""
-        value, depth = _walk(self._values, path)
+        value, depth = _walk(self.values, path)
         return value is not None and (depth < len(path) or not isinstance(value, Mapping))
 
 
+def merge(weaker: Mapping[str, Any], stronger: Mapping[str, Any], path: Path = ()) -> dict[str, Any]:
+    """Return the values of two sources: groups are merged by name, all else is replaced as a whole.
+
+    So a list replaces a list, and sinks are merged by id. The URL of a sink becomes a group if the stronger source sets
+    parts of the sink.
+    """
+    merged = dict(weaker)
+    for name, value in stronger.items():
+        below = as_mapping(merged.get(name)) if path == ("sinks",) else merged.get(name)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = merge(below, value, (*path, name))  # noqa: PLW2901 (the merged one)
+        merged[name] = value
+    return merged
+
+
 def locations(path: Path, sources: Sequence[Source]) -> list[str]:
-    """Return where the value at ``path``, or a group around it, is written."""
+    """Return where the value at ``path``, or a group around it, is written; the strongest source comes first."""
     merged = []
     for source in sources:
         merged.append(source)
         if source.overrides(path):
             break
     for length in range(len(path), 0, -1):
-        matches = [location for source in merged for location in source.locations(path[:length])]
+        matches = [location for source in merged for location in source.locate(path[:length])]
         if matches:
             return matches[:MAX_LOCATIONS] if length == len(path) else matches[-1:]
     return []

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_settings import BaseSettings
-
 from config.sinks import SinkUrls
 from config.sources import Source
 
@@ -26,13 +24,13 @@ FLAGS = {
 """The option of a setting, by the setting's path."""
 
 
-def source(model: type[BaseSettings], options: Mapping[str, Any]) -> Source:
+def source(options: Mapping[str, Any]) -> Source:
     """Return the settings that ``options`` set, nested by group; ``sinks`` may be a list of ``[ID=]URL``."""
     if isinstance(urls := options.get("sinks"), list):
         options = {**options, "sinks": SinkUrls(urls)}
     if isinstance(namespaces := options.get("namespaces"), Mapping):
         joined = {name: ",".join(globs) if isinstance(globs, list) else globs for name, globs in namespaces.items()}
         options = {**options, "namespaces": joined}
-    values = Source(model, options, {})
-    locations = {tuple(path.split(".")): flag for path, flag in FLAGS.items()}
-    return Source(model, options, {path: flag for path, flag in locations.items() if values.get(path) is not None})
+    flags = {tuple(path.split(".")): flag for path, flag in FLAGS.items()}
+    all_flags = Source(options, flags)
+    return all_flags._replace(locations={path: flag for path, flag in flags.items() if all_flags.get(path) is not None})

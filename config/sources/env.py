@@ -1,8 +1,8 @@
 """The environment as a source of settings: prefix ``WHALEBRIDGE_``, and ``__`` between the levels of nesting.
 
 ``WHALEBRIDGE_LOG__LEVEL=debug`` is ``log.level``, ``WHALEBRIDGE_SINKS__MAIN__TOPIC=t`` is ``sinks.main.topic``. Values
-stay text: each field parses its own. pydantic-settings' own source is not used, because it expects JSON for lists,
-stops at the first invalid value, and silently ignores a misspelled name.
+stay text: each field parses its own. pydantic-settings is not used, because it expects JSON for lists, stops at the
+first invalid value, and silently ignores a misspelled name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_settings import BaseSettings
+from pydantic import BaseModel
 
 from config import setting_paths
 from config.sources import Path, Source, as_mapping
@@ -20,7 +20,7 @@ NESTING = "__"
 _CUTOFF = 0.85  # similarity from which on a name is a misspelled setting
 
 
-def source(model: type[BaseSettings], environ: Mapping[str, str]) -> Source:
+def source(model: type[BaseModel], environ: Mapping[str, str]) -> Source:
     """Return the settings in ``environ``.
 
     A name without ``__`` that is not a setting is ignored, unless it resembles one: Kubernetes adds such names
@@ -40,7 +40,7 @@ def source(model: type[BaseSettings], environ: Mapping[str, str]) -> Source:
                 errors.append(f"{name}: conflicts with {variable('.'.join(conflict))}; set one of them")
         elif hint := _misspelled(model, path[0]):
             errors.append(f"{name}: unknown setting; {hint}")
-    return Source(model, values, locations, errors)
+    return Source(values, locations, errors)
 
 
 def variable(path: str) -> str:
@@ -48,7 +48,7 @@ def variable(path: str) -> str:
     return PREFIX + path.replace(".", NESTING).upper()
 
 
-def _misspelled(model: type[BaseSettings], name: str) -> str | None:
+def _misspelled(model: type[BaseModel], name: str) -> str | None:
     """Return a hint if ``name``, which contains no ``__``, resembles a setting."""
     paths = {path.replace(".", "_"): path for path, _ in setting_paths.iter_settings(model)}
     if near := setting_paths.nearest(name, paths, _CUTOFF):

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
-from pydantic_settings import BaseSettings
 
 from config import setting_paths
 from config.sources import Path, Source
@@ -46,7 +45,7 @@ class UnreadableError(Exception):
     """The file cannot be read or parsed; the text says why."""
 
 
-def source(model: type[BaseSettings], path: str | None) -> Source:
+def source(path: str | None) -> Source:
     """Return the settings in the file at ``path``; without a path, in the default file if it exists.
 
     Raises:
@@ -57,12 +56,12 @@ def source(model: type[BaseSettings], path: str | None) -> Source:
         text = _read(name)
     except FileNotFoundError as error:
         if path is None:
-            return Source(model, {}, {})
+            return Source({}, {})
         raise UnreadableError(f"{name}: file not found; check --config") from error
     except OSError as error:
         raise UnreadableError(f"{name}: cannot be read: {error.strerror}") from error
     reading = _Reading(name, _compose(name, text))
-    return Source(model, reading.values, reading.locations, reading.errors)
+    return Source(reading.values, reading.locations, reading.errors)
 
 
 def _read(name: str) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from config.setting_paths import all_paths
-from config.settings import Settings, SettingsError, load
+from config.settings import SettingsError, load
 from config.sinks import plugins
 from config.sources import cli, env
+from tests.documentation import setting_paths
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import mutate_text
 
@@ -66,8 +66,8 @@ log.format=json
 """
 _find_plugins = plugins.names
 _WORDS = (
-    *(path.rpartition(".")[2] for path in all_paths(Settings)),
-    *(env.variable(path) for path in all_paths(Settings)),
+    *(path.rpartition(".")[2] for path in sorted(setting_paths())),
+    *(env.variable(path) for path in sorted(setting_paths())),
     *cli.FLAGS,
 )
 _TOKENS = (

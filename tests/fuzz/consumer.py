@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from bridge.cli.record_filter import RecordFilter
+from bridge.cli.commands.tail import RecordFilter
 from bridge.cli.record_format import format_record
 from bridge.consumer.files import LineSplitter
 from bridge.consumer.projection import Projection

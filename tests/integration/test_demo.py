@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import demo
+from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS
 from tests.integration.leaks import find_leaks
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parametrize("engine", ["1.6"], indirect=True)
 @pytest.fixture
 def no_containerd(engine: Containerd) -> None:
     del engine  # requested because it requires the testbed
-    if any(Path(path).exists() for path in demo.USUAL_SOCKETS):
+    if any(Path(path).exists() for path in WELL_KNOWN_SOCKETS):
         pytest.skip("this machine has a containerd, which the demo would use")
 
 

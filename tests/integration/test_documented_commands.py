@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import shlex
@@ -12,7 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from bridge.cli.control_client import ControlClient
+from bridge.cli.commands import snapshot
+from bridge.outbox.state_directory import CONTROL_SOCKET
 from examples import demo
 from tests.bridge_process import BridgeProcess
 from tests.documentation import PAGES, page_commands
@@ -190,7 +192,8 @@ def command_environment(
 
 def is_delivered(state: Path) -> bool:
     """Return whether every sink has delivered its backlog; until then the topic, streams and bucket may be missing."""
-    with contextlib.closing(ControlClient(state, 20)) as control:
+    with contextlib.closing(http.client.HTTPConnection("localhost")) as control:
+        control.sock = snapshot.connect(state / CONTROL_SOCKET)
         control.request("GET", "/readyz")
         return not any(each["backlog_records"] for each in json.load(control.getresponse())["sinks"])
 

@@ -88,18 +88,18 @@ def test_bridge_continues_after_second_bridge(
         with bridge(engine, consumer, tmp_path / "second", host) as second:
             eventually(lambda: len({each["epoch"] for each in consumer.records()}) == 2, "the second epoch")
             for process in (service, second):
-                (line, *_) = process.wait_logged("other_bridge_detected")
+                (line, *_) = process.wait_logged("second_bridge_detected")
                 assert (line["level"], line["host"]) == ("warning", host)
                 document = HttpClient(process).get("/readyz").document
-                assert (document["ready"], document["degraded"], document["other_bridges"]) == (True, True, 1)
+                assert (document["ready"], document["degraded"], document["second_bridges"]) == (True, True, 1)
                 assert f"another whalebridge publishes for host {host}" in document["reasons"][0]
-            assert HttpClient(service).metrics()["whalebridge_other_bridges"] == 1
+            assert HttpClient(service).metrics()["whalebridge_second_bridges"] == 1
         stop_container(engine, consumer.namespace, exits)
         container_factory.run(consumer.namespace)
         consumer.wait_right(host, TAKEOVER_SECONDS)
-        assert service.wait_logged("other_bridge_gone")
+        assert service.wait_logged("second_bridge_gone")
         eventually(lambda: not HttpClient(service).get("/readyz").document["degraded"], "full readiness")
-        assert HttpClient(service).metrics()["whalebridge_other_bridges"] == 0
+        assert HttpClient(service).metrics()["whalebridge_second_bridges"] == 0
         last = container_factory.run(consumer.namespace)
         consumer.wait_right(host)
     records = consumer.records()
@@ -122,9 +122,9 @@ def test_bridges_with_different_hosts_do_not_disturb_each_other(
             consumer.wait_right(host)
         eventually(
             lambda: HttpClient(one).metrics()["whalebridge_ignored_events_total foreign_marker"],
-            "a marker of the other bridge",
+            "a marker of the second bridge",
         )
-        assert HttpClient(one).get("/readyz").document["other_bridges"] == 0
+        assert HttpClient(one).get("/readyz").document["second_bridges"] == 0
     assert len({each["epoch"] for each in consumer.records()}) == 2
 
 

@@ -4,22 +4,14 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from bridge.cli import options
 from bridge.cli.errors import WRONG_USAGE, CommandError
 
 
-def check(
-    config: options.Config = None,
-    containerd: options.Containerd = None,
-    namespace: options.Include = None,
-    exclude_namespace: options.Exclude = None,
-    sink: options.Sinks = None,
-    state_dir: options.StateDir = None,
-    snapshot_interval: options.Interval = None,
-    log_level: options.LogLevel = None,
-    log_format: options.LogFormat = None,
-    as_json: options.AsJson = False,
-) -> None:
+@options.shared
+def check(as_json: options.AsJson = False, **given: Unpack[options.RunOptions]) -> None:
     """Check the configuration and the connections of run.
 
     Takes the options of run, and publishes no records. Reports all errors in the settings; then checks containerd,
@@ -40,18 +32,7 @@ def check(
     from bridge.cli.check_results import CheckResult
 
     try:
-        load = options.run_settings_loader(
-            config=config,
-            containerd=containerd,
-            include=namespace,
-            exclude=exclude_namespace,
-            sinks=sink,
-            state_dir=state_dir,
-            snapshot_interval=snapshot_interval,
-            log_level=log_level,
-            log_format=log_format,
-        )
-        settings = options.load_or_exit(load)
+        settings = options.load_settings(**given)
     except CommandError as error:
         results = [CheckResult("error", "settings", line, exit_status=WRONG_USAGE) for line in error.lines]
     else:

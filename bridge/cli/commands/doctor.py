@@ -15,13 +15,14 @@ from bridge.cli.errors import FAILED, WRONG_USAGE, CommandError
 if TYPE_CHECKING:
     from bridge.cli.check_results import CheckResult
 
-Sockets = Annotated[
-    list[str] | None,
-    typer.Option("--containerd", metavar="PATH", help="Additional socket that must be usable; may be repeated."),
-]
 
-
-def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
+def doctor(
+    containerd: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Additional socket that must be usable; may be repeated."),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
     """Find containerd sockets on this node and check access.
 
     Checks access, version, event delivery and namespaces at the well-known paths, including those of k3s, rke2,
@@ -39,21 +40,17 @@ def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
     import asyncio
 
     from bridge.cli import check_results
-
-    results, usable = asyncio.run(_check_sockets(_socket_paths(containerd or ())))
-    check_results.print_results(results, as_json=as_json, usable=usable)
-    if any(result.exit_status for result in results):
-        raise CommandError(exit_status=FAILED)
-
-
-def _socket_paths(addresses: Sequence[str]) -> list[str]:
     from bridge.containerd.socket_probe import socket_path
     from bridge.core.errors import UnreachableError
 
     try:
-        return [socket_path(address) for address in addresses]
+        required = [socket_path(address) for address in containerd or ()]
     except UnreachableError as error:
         raise CommandError(str(error), exit_status=WRONG_USAGE) from error
+    results, usable = asyncio.run(_check_sockets(required))
+    check_results.print_results(results, as_json=as_json, usable=usable)
+    if any(result.exit_status for result in results):
+        raise CommandError(exit_status=FAILED)
 
 
 async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], list[str]]:
@@ -61,7 +58,9 @@ async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], li
     import asyncio
 
     from bridge.cli.check_results import CheckResult
+    from bridge.cli.containerd_checks import check_containerd
     from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS, inspect_socket
+    from bridge.core.filters import NamespaceFilter
 
     sockets = {
         path: inspect_socket(path, required=path in required)
@@ -71,7 +70,8 @@ async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], li
     for path, (_, identity) in sockets.items():
         if identity is not None:
             first.setdefault(identity, path)
-    checked = dict(zip(first.values(), await asyncio.gather(*map(_check_socket, first.values())), strict=True))
+    checks = await asyncio.gather(*(check_containerd(path, NamespaceFilter()) for path in first.values()))
+    checked = dict(zip(first.values(), checks, strict=True))
     results: list[CheckResult] = []
     for path, (socket_results, identity) in sockets.items():
         if identity is not None and path not in checked:
@@ -85,10 +85,3 @@ async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], li
         hint = "start containerd, or set the path of its socket (--containerd PATH)"
         results.append(CheckResult("error", "containerd", "no usable containerd found", hint, FAILED))
     return results, usable
-
-
-async def _check_socket(path: str) -> list[CheckResult]:
-    from bridge.cli.containerd_checks import check_containerd
-    from bridge.core.filters import NamespaceFilter
-
-    return await check_containerd(path, NamespaceFilter())

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
@@ -14,17 +14,13 @@ if TYPE_CHECKING:
     from bridge.cli.container_queries import ContainerInfo
     from config.settings import Settings
 
-NameOrId = Annotated[
-    str, typer.Argument(metavar="NAME_OR_ID", help="NAMESPACE/ID, the prefix of an id, or a nerdctl name.")
-]
 
-
+@options.shared
 def inspect(
-    name_or_id: NameOrId,
-    config: options.Config = None,
-    containerd: options.Containerd = None,
-    namespace: options.Include = None,
-    exclude_namespace: options.Exclude = None,
+    name_or_id: Annotated[
+        str, typer.Argument(metavar="NAME_OR_ID", help="NAMESPACE/ID, the prefix of an id, or a nerdctl name.")
+    ],
+    **given: Unpack[options.ContainerdOptions],
 ) -> None:
     """Print one running container as JSON.
 
@@ -39,8 +35,10 @@ def inspect(
     """
     import asyncio
 
-    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
-    output.write_json(asyncio.run(_inspect(settings, name_or_id)).to_json())
+    import msgspec
+
+    settings = options.load_settings(**given)
+    output.write_json(msgspec.to_builtins(asyncio.run(_inspect(settings, name_or_id)).container))
 
 
 async def _inspect(settings: Settings, name_or_id: str) -> ContainerInfo:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from bridge.cli import options, output
 from bridge.cli.errors import NOT_CONNECTED, CommandError
@@ -14,13 +14,8 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 
-def list_(
-    config: options.Config = None,
-    containerd: options.Containerd = None,
-    namespace: options.Include = None,
-    exclude_namespace: options.Exclude = None,
-    as_json: options.AsJson = False,
-) -> None:
+@options.shared
+def list_(as_json: options.AsJson = False, **given: Unpack[options.ContainerdOptions]) -> None:
     """List running containers.
 
     On a terminal, ids are shortened and the table fits the width; otherwise each container is one complete line.
@@ -34,12 +29,12 @@ def list_(
     """
     import asyncio
 
-    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.load_settings(**given)
     listing = asyncio.run(_list(settings))
     if as_json:
-        output.write_json(
-            [{"id": each.id, "status": each.status, "container": each.to_json()} for each in listing.containers]
-        )
+        import msgspec
+
+        output.write_json([msgspec.to_builtins(each._asdict()) for each in listing.containers])
     else:
         from bridge.cli import container_table
 
@@ -57,4 +52,4 @@ async def _list(settings: Settings) -> ContainerListing:
     async with open_client(settings) as client:
         listing = await list_running(client, NamespaceFilter(include, exclude), required)
     kinds = settings.containers.kinds
-    return listing._replace(containers=[each for each in listing.containers if each.metadata.kind in kinds])
+    return listing._replace(containers=[each for each in listing.containers if each.container.kind in kinds])

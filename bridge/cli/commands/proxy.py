@@ -13,33 +13,26 @@ import typer
 from bridge.cli import options
 from bridge.cli.errors import FAILED, CommandError
 
-Listen = Annotated[str, typer.Option("--listen", metavar="PATH", help="Socket to listen on.")]
-Mode = Annotated[
-    str, typer.Option("--socket-mode", metavar="MODE", help="Socket file mode (octal): 0600, 0660 or 0666.")
-]
-Group = Annotated[
-    str | None,
-    typer.Option("--socket-group", metavar="GROUP", help="Group of the socket file: a name or a number."),
-]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="Minimum log level.")
-]
-LogFormat = Annotated[
-    Literal["auto", "console", "json"],
-    typer.Option("--log-format", help="console, json, or auto (console on a terminal, otherwise json)."),
-]
-
 DEFAULT_CONTAINERD = "/run/containerd/containerd.sock"
 DEFAULT_LISTEN = "/run/whalebridge/proxy/containerd.sock"
 
 
 def proxy(
     containerd: options.Containerd = None,
-    listen: Listen = DEFAULT_LISTEN,
-    socket_mode: Mode = "0660",
-    socket_group: Group = None,
-    log_level: LogLevel = "info",
-    log_format: LogFormat = "auto",
+    listen: Annotated[str, typer.Option(metavar="PATH", help="Socket to listen on.")] = DEFAULT_LISTEN,
+    socket_mode: Annotated[
+        str, typer.Option(metavar="MODE", help="Socket file mode (octal): 0600, 0660 or 0666.")
+    ] = "0660",
+    socket_group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Group of the socket file: a name or a number.")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="Minimum log level.")
+    ] = "info",
+    log_format: Annotated[
+        Literal["auto", "console", "json"],
+        typer.Option(help="console, json, or auto (console on a terminal, otherwise json)."),
+    ] = "auto",
 ) -> None:
     """Serve a restricted containerd socket until SIGTERM or Ctrl-C.
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from bridge.cli import options, output
 from bridge.cli.errors import CommandError
@@ -14,17 +14,8 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 
-def run(
-    config: options.Config = None,
-    containerd: options.Containerd = None,
-    namespace: options.Include = None,
-    exclude_namespace: options.Exclude = None,
-    sink: options.Sinks = None,
-    state_dir: options.StateDir = None,
-    snapshot_interval: options.Interval = None,
-    log_level: options.LogLevel = None,
-    log_format: options.LogFormat = None,
-) -> None:
+@options.shared
+def run(**given: Unpack[options.RunOptions]) -> None:
     """Watch containerd and publish events until SIGTERM or Ctrl-C.
 
     Without a sink, records go to standard output: readable lines on a terminal, otherwise one JSON document per line,
@@ -41,17 +32,7 @@ def run(
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
-    load = options.run_settings_loader(
-        config=config,
-        containerd=containerd,
-        include=namespace,
-        exclude=exclude_namespace,
-        sinks=sink,
-        state_dir=state_dir,
-        snapshot_interval=snapshot_interval,
-        log_level=log_level,
-        log_format=log_format,
-    )
+    load = options.settings_loader(**given)
     settings = options.load_or_exit(load)
     import asyncio
 

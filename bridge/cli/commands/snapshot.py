@@ -13,18 +13,20 @@ from bridge.cli import options, output
 from bridge.cli.errors import FAILED, NOT_CONNECTED, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
 TIMEOUT_SECONDS = 45.0  # longer than the bridge waits for the snapshot
-
-StateDir = Annotated[
-    str | None,
-    typer.Option("--state-dir", metavar="DIR", help="The state_dir of the running bridge. Default: as configured."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a line.")]
+_MAX_RESPONSE_BYTES = 65536
 
 
-def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+def snapshot(
+    config: options.Config = None,
+    state_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The state_dir of the running bridge. Default: as configured.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a line.")] = False,
+) -> None:
     """Request a snapshot from the bridge on this node.
 
     The bridge publishes a record per running container. The command connects to the control socket in the bridge's
@@ -38,13 +40,12 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
     """
     from pathlib import Path
 
+    from bridge.outbox.state_directory import CONTROL_SOCKET
+
     settings = options.load_settings(config=config, state_dir=state_dir and os.path.abspath(state_dir))
     if settings.state_dir is None:
-        raise CommandError(
-            "--state-dir is required to find the running bridge",
-            exit_status=WRONG_USAGE,
-        )
-    response = _request_snapshot(Path(settings.state_dir))
+        raise CommandError("--state-dir is required to find the running bridge", exit_status=WRONG_USAGE)
+    response = _request_snapshot(Path(settings.state_dir, CONTROL_SOCKET))
     if as_json:
         output.write_json(response)
     else:
@@ -52,8 +53,8 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
         output.write(f"snapshot {response['id']}: {count} container{'' if count == 1 else 's'}")
 
 
-def _request_snapshot(directory: Path) -> dict[str, Any]:
-    """Request a snapshot; return the response of the bridge.
+def _request_snapshot(control: Path) -> dict[str, Any]:
+    """Request a snapshot at the control socket; return the response of the bridge.
 
     Raises:
         CommandError: The bridge does not respond, or has taken no snapshot.
@@ -61,33 +62,55 @@ def _request_snapshot(directory: Path) -> dict[str, Any]:
     import http.client
     import json
 
-    from bridge.cli.control_client import ControlClient
-
-    control = ControlClient(directory, TIMEOUT_SECONDS)
+    connection = http.client.HTTPConnection("localhost")
     try:
-        status, body = control.post("/snapshot")
-        response = json.loads(body)
-    except FileNotFoundError as error:
-        if not directory.is_dir():
-            raise CommandError(
-                f"directory {directory} does not exist; use the state_dir of the running bridge"
-            ) from error
-        text = f"no whalebridge is running with state_dir {directory}: {control.path.name} does not exist"
-        raise CommandError(text, exit_status=NOT_CONNECTED) from error
-    except NotADirectoryError as error:
-        raise CommandError(f"{directory} is not a directory; use the state_dir of the running bridge") from error
-    except ConnectionRefusedError as error:
-        text = f"no whalebridge is running with state_dir {directory}: no process listens at {control.path.name}"
-        raise CommandError(text, exit_status=NOT_CONNECTED) from error
-    except PermissionError as error:
-        text = f"{control.path}: permission denied; run as root or as the user of whalebridge"
-        raise CommandError(text, exit_status=NOT_CONNECTED) from error
-    except TimeoutError as error:
-        text = f"{control.path}: no response within {TIMEOUT_SECONDS:g} s; see the log of the bridge"
-        raise CommandError(text, exit_status=NOT_CONNECTED) from error
+        connection.sock = connect(control)
+        connection.request("POST", "/snapshot")
+        response = connection.getresponse()
+        status, document = response.status, json.loads(response.read(_MAX_RESPONSE_BYTES))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise CommandError(f"{control.path}: invalid response: {error}", exit_status=NOT_CONNECTED) from error
+        raise _describe(control, error) from error
+    finally:
+        connection.close()
     if status != http.client.OK:
         disconnected = status == http.client.SERVICE_UNAVAILABLE  # the bridge is not connected to containerd
-        raise CommandError(f"{directory}: {response['error']}", exit_status=NOT_CONNECTED if disconnected else FAILED)
-    return dict(response)
+        text = f"{control.parent}: {document['error']}"
+        raise CommandError(text, exit_status=NOT_CONNECTED if disconnected else FAILED)
+    return dict(document)
+
+
+def connect(path: Path) -> socket.socket:
+    """Connect through the directory's descriptor, because the path may be too long for a socket address."""
+    import socket
+
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(TIMEOUT_SECONDS)
+        connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+    except OSError:
+        connection.close()
+        raise
+    finally:
+        os.close(directory)
+    return connection
+
+
+def _describe(control: Path, error: Exception) -> CommandError:
+    directory = control.parent
+    match error:
+        case FileNotFoundError() if not directory.is_dir():
+            return CommandError(f"directory {directory} does not exist; use the state_dir of the running bridge")
+        case NotADirectoryError():
+            return CommandError(f"{directory} is not a directory; use the state_dir of the running bridge")
+        case FileNotFoundError():
+            text = f"no whalebridge is running with state_dir {directory}: {control.name} does not exist"
+        case ConnectionRefusedError():
+            text = f"no whalebridge is running with state_dir {directory}: no process listens at {control.name}"
+        case PermissionError():
+            text = f"{control}: permission denied; run as root or as the user of whalebridge"
+        case TimeoutError():
+            text = f"{control}: no response within {TIMEOUT_SECONDS:g} s; see the log of the bridge"
+        case _:
+            text = f"{control}: invalid response: {error}"
+    return CommandError(text, exit_status=NOT_CONNECTED)

@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import typer
 
@@ -16,65 +17,52 @@ from bridge.cli import options, output
 from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.record_filter import RecordFilter
-    from bridge.consumer.record_decoder import Source
+    from bridge.consumer.record_decoder import DecodedRecord, Source
     from bridge.consumer.record_reader import Reader, ReadRecord, StartPosition
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="SINK",
-        help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, file:PATH; "
-        "with TLS kafkas:// and tls://; - for standard input.",
-    ),
-]
-Since = Annotated[
-    str | None,
-    typer.Option(
-        "--since",
-        metavar="WHEN",
-        help="Start position: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z (without a zone: local time); or "
-        "beginning. Default: now; with --no-follow, beginning.",
-    ),
-]
-Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new records at the end, or stop there.")]
-Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOBS", help="Only matching namespaces.")]
-ExcludedNamespaces = Annotated[
-    list[str] | None, typer.Option("--exclude-namespace", metavar="GLOBS", help="Exclude matching namespaces.")
-]
-Projects = Annotated[
-    list[str] | None, typer.Option("--project", metavar="GLOBS", help="Only matching compose projects.")
-]
-Containers = Annotated[
-    list[str] | None, typer.Option("--container", metavar="GLOBS", help="Only containers with a matching name or id.")
-]
-Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOBS", help="Only matching hosts.")]
-Types = Annotated[
-    list[str] | None,
-    typer.Option("--type", metavar="GLOBS", help="Only matching record types: started, exited, lost and so on."),
-]
-Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show duplicate records too.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print records as published, one JSON document per line.")]
+Globs: TypeAlias = list[str] | None
 
 _BEGINNING = "beginning"
+_SECOND_LENGTH = len("2026-11-23T15:21:08")
 _NEW_RECORDS_NOTICE = "showing new records only; use --since 15m for earlier ones"
 _CLOCK_TOLERANCE = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
 
 
 def tail(
-    sink: Target,
+    sink: Annotated[
+        str,
+        typer.Argument(
+            metavar="SINK",
+            help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, "
+            "file:PATH; with TLS kafkas:// and tls://; - for standard input.",
+        ),
+    ],
     config: options.Config = None,
-    since: Since = None,
-    follow: Follow = True,
-    namespace: Namespaces = None,
-    exclude_namespace: ExcludedNamespaces = None,
-    project: Projects = None,
-    container: Containers = None,
-    host: Hosts = None,
-    type_: Types = None,
-    duplicates: Duplicates = False,
-    as_json: AsJson = False,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help="Start position: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z (without a zone: local time); "
+            "or beginning. Default: now; with --no-follow, beginning.",
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Wait for new records at the end, or stop there.")] = True,
+    namespace: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching namespaces.")] = None,
+    exclude_namespace: Annotated[Globs, typer.Option(metavar="GLOBS", help="Exclude matching namespaces.")] = None,
+    project: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching compose projects.")] = None,
+    container: Annotated[
+        Globs, typer.Option(metavar="GLOBS", help="Only containers with a matching name or id.")
+    ] = None,
+    host: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching hosts.")] = None,
+    type_: Annotated[
+        Globs,
+        typer.Option("--type", metavar="GLOBS", help="Only matching record types: started, exited, lost and so on."),
+    ] = None,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Show duplicate records too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print records as published, one JSON document per line.")
+    ] = False,
 ) -> None:
     """Read published records, one per line.
 
@@ -95,8 +83,6 @@ def tail(
       kcat -C -e -b localhost:9092 -t containers | whalebridge tail - --json | jq .id
     """
     import asyncio
-
-    from bridge.cli.record_filter import RecordFilter
 
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _parse_since(since)
@@ -140,12 +126,11 @@ def _create_reader(target: str, start_position: StartPosition, config: str | Non
     from bridge.consumer import reader_factory
     from bridge.consumer.files import StdinReader
     from bridge.core.errors import FatalError
-    from config.tail_target import tail_target
 
     if target == "-":
         return StdinReader()
     try:
-        settings = tail_target(target, lambda: options.load_settings(config=config).sinks)
+        settings = reader_factory.resolve(target, lambda: options.load_settings(config=config).sinks)
     except ValueError as error:
         raise CommandError(str(error), exit_status=WRONG_USAGE) from None
     if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):
@@ -205,3 +190,44 @@ def _format_json_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
     for each in records:
         text = each.data.decode(errors="backslashreplace").replace("\n", " ")
         yield printable_json(text) if output.is_terminal() else text
+
+
+class RecordFilter(NamedTuple):
+    """Matches records by globs; a filter that is not set matches everything."""
+
+    namespaces: Globs = None
+    excluded_namespaces: Globs = None
+    projects: Globs = None
+    containers: Globs = None
+    hosts: Globs = None
+    types: Globs = None
+    since: datetime | None = None
+
+    def __call__(self, record: DecodedRecord) -> bool:
+        """Return whether a record matches all filters."""
+        if self.since is not None and record.timestamp[:_SECOND_LENGTH] < _format_timestamp(self.since):
+            return False
+        if record.type == "heartbeat" and not self.types:
+            return False
+        return (
+            _matches(self.hosts, record.host) and _matches(self.types, record.type) and self._matches_container(record)
+        )
+
+    def _matches_container(self, record: DecodedRecord) -> bool:
+        container = record.container
+        if container is None:  # a loss may affect matching containers
+            return record.type == "lost" or not (self.namespaces or self.projects or self.containers)
+        return (
+            _matches(self.namespaces, container.namespace)
+            and not (self.excluded_namespaces and _matches(self.excluded_namespaces, container.namespace))
+            and _matches(self.projects, container.project)
+            and _matches(self.containers, container.name, container.id, record.id or "")
+        )
+
+
+def _format_timestamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _matches(globs: Globs, *values: str) -> bool:
+    return not globs or any(fnmatchcase(value, glob) for glob in globs for value in values)

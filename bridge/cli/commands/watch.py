@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from bridge.cli import options, output
 from bridge.cli.errors import WRONG_USAGE, CommandError
@@ -17,12 +17,8 @@ MIN_REDRAW_SECONDS = 0.1  # minimum time between two redraws
 MAX_REDRAW_SECONDS = 0.5  # maximum: the state of the connection is polled
 
 
-def watch(
-    config: options.Config = None,
-    containerd: options.Containerd = None,
-    namespace: options.Include = None,
-    exclude_namespace: options.Exclude = None,
-) -> None:
+@options.shared
+def watch(**given: Unpack[options.ContainerdOptions]) -> None:
     """Show running containers and last events in a live table.
 
     Requires a terminal. If the connection to containerd is lost, the last known state stays on the screen, with the
@@ -40,7 +36,7 @@ def watch(
             "watch needs a terminal; use 'list' for a single listing, or 'run' for events",
             exit_status=WRONG_USAGE,
         )
-    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.load_settings(**given)
     asyncio.run(_watch(settings))
 
 

@@ -18,18 +18,20 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 import grpc
+import structlog
 from grpc import StatusCode
 
 from bridge.containerd import envelope_batches, methods
 from bridge.containerd.event_stream import RawEventStream
 from bridge.containerd.protos.events_pb2 import PublishResponse
 from bridge.containerd.proxy import policy
-from bridge.containerd.proxy.denied_calls import DeniedCalls, TokenBucket
 from bridge.containerd.proxy.policy import CallDenied, Policy
 from bridge.containerd.socket_probe import probe
 from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
 from bridge.core.ports import Clock
-from bridge.telemetry.safe_text import one_line
+from bridge.core.time import to_seconds
+from bridge.telemetry.rate_limit import RateLimiter
+from bridge.telemetry.safe_text import one_line, printable
 
 MAX_SUBSCRIPTIONS = 8  # at a time; the bridge has one, and briefly two
 SUBSCRIBER_BUFFER_BYTES = 16 * 1024 * 1024  # of unread events, for each subscription
@@ -38,6 +40,8 @@ WRITE_TIMEOUT_SECONDS = 30.0  # until a client that reads nothing is disconnecte
 MARKERS_PER_SECOND = 20.0
 MARKER_BURST = 100
 _PROBE_SECONDS = 2.0
+_MAX_METHOD_LENGTH = 120  # characters of a method's name, which can be any text that a client sends
+_log = structlog.get_logger(__name__)
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _Result = TypeVar("_Result")
@@ -208,3 +212,46 @@ def _metadata(context: _Context) -> Sequence[tuple[str, str | bytes]]:
 
 def _headers(namespace: str) -> tuple[tuple[str, str], ...]:
     return ((methods.NAMESPACE_HEADER, namespace),) if namespace else ()
+
+
+class DeniedCalls:
+    """Counts denied calls, and logs at most one line per method and minute."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.count = 0
+        self._rate_limiter = RateLimiter(clock)
+
+    def add(self, method: str, status: str, reason: str) -> None:
+        """Count and log a denied call."""
+        self.count += 1
+        name = printable(method[:_MAX_METHOD_LENGTH])
+        self._rate_limiter.log(
+            _log.warning,
+            (name, status),
+            "call_denied",
+            method=name,
+            status=status,
+            reason=reason,
+            denied_total=self.count,
+        )
+
+
+class TokenBucket:
+    """A rate limit: ``burst`` tokens at once, refilled with ``per_second``."""
+
+    def __init__(self, clock: Clock, *, per_second: float, burst: int) -> None:
+        self._clock = clock
+        self._per_second = per_second
+        self._burst = burst
+        self._tokens = float(burst)
+        self._refilled_at = clock.now().monotonic
+
+    def try_take(self) -> bool:
+        """Take a token if there is one; return whether there was."""
+        now = self._clock.now().monotonic
+        self._tokens = min(self._burst, self._tokens + to_seconds(now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

@@ -1,10 +1,13 @@
-"""The proxy's server, with limits on the memory and connections that clients can use."""
+"""The proxy's server, with limits on the memory and connections that clients can use, and a watchdog."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import os
 import signal
+from collections.abc import AsyncIterator
 
 import grpc
 import structlog
@@ -12,14 +15,17 @@ import structlog
 from bridge.clock import SystemClock
 from bridge.containerd.proxy.relay import Relay
 from bridge.containerd.proxy.socket import bind
-from bridge.containerd.proxy.watchdog import HANG_SECONDS, event_loop_watchdog
 from bridge.containerd.socket_probe import socket_path
 from bridge.core.errors import FatalError
+from bridge.task_groups import task_group
 
 MAX_CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks
 MAX_CONNECTIONS = 64
 MAX_REQUEST_BYTES = 16 * 1024  # containerd's ids and each component of a topic have at most 76 characters
 STOP_TIMEOUT_SECONDS = 1.0
+HANG_SECONDS = 60.0  # of the event loop, until the process exits
+_RESTARTS_PER_HANG = 12  # of the watchdog's timer
+_STDERR = 2
 _NO_COMPRESSION = 1  # no compression: a small request could expand to a large one
 _log = structlog.get_logger(__name__)
 
@@ -67,3 +73,30 @@ def create_server(relay: Relay) -> grpc.aio.Server:
         ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
     ]
     return grpc.aio.server(handlers=(relay,), options=options, maximum_concurrent_rpcs=MAX_CALLS)
+
+
+@contextlib.asynccontextmanager
+async def event_loop_watchdog(seconds: float) -> AsyncIterator[None]:
+    """While the block runs, exit with status 1 if the event loop does not run for ``seconds``.
+
+    The supervisor (systemd, the kubelet) then starts another process. The proxy has no network, so nothing else can
+    probe it. faulthandler's timer needs neither the event loop nor Python's global lock, so it also ends a process that
+    hangs in native code. Before the exit, it writes the tracebacks of all threads to standard error.
+    """
+
+    def start_timer() -> None:  # in place of an earlier one
+        faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+
+    async def restart_timer() -> None:
+        while True:
+            await asyncio.sleep(seconds / _RESTARTS_PER_HANG)
+            start_timer()
+
+    start_timer()
+    async with task_group() as tasks:
+        restarts = tasks.create_task(restart_timer())
+        try:
+            yield
+        finally:
+            restarts.cancel()
+            faulthandler.cancel_dump_traceback_later()

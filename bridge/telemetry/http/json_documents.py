@@ -23,7 +23,7 @@ def readiness(status: Status) -> dict[str, Any]:
         "ready": evaluated.ready,
         "degraded": bool(evaluated.degraded_reasons),
         "reasons": evaluated.reasons + evaluated.degraded_reasons,
-        "other_bridges": status.other_bridges,
+        "second_bridges": status.second_bridges,
         "stream": {"synced": status.synced, "watermark_age_seconds": _round(status.watermark_age)},
         "last_snapshot": _snapshot_summary(status.counters.recent_snapshots[-1])
         if status.counters.recent_snapshots

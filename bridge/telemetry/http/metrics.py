@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -37,61 +37,6 @@ _TYPES, _ORIGINS = get_args(TransitionType), ("live", "inferred")
 Series: TypeAlias = Iterable[tuple[Sequence[str], float]]  # label values, and the value of the series
 
 
-class _SinkMetric(NamedTuple):
-    """A metric with one series per sink."""
-
-    kind: type[GaugeMetricFamily | CounterMetricFamily]
-    name: str
-    help_text: str
-    value: Callable[[SinkStatus], float]
-
-
-_SINK_METRICS = (
-    _SinkMetric(
-        GaugeMetricFamily,
-        "sink_up",
-        "1 if the last attempt to reach the sink succeeded.",
-        lambda sink: sink.state == "ok",
-    ),
-    _SinkMetric(
-        GaugeMetricFamily,
-        "outbox_backlog_records",
-        "Records not yet acknowledged by the sink.",
-        lambda sink: sink.lag.records,
-    ),
-    _SinkMetric(
-        GaugeMetricFamily,
-        "outbox_backlog_bytes",
-        "Size of the records not yet acknowledged by the sink.",
-        lambda sink: sink.lag.size,
-    ),
-    _SinkMetric(
-        GaugeMetricFamily,
-        "outbox_oldest_record_age_seconds",
-        "Age of the oldest record not yet acknowledged by the sink.",
-        lambda sink: sink.lag.oldest_age,
-    ),
-    _SinkMetric(
-        CounterMetricFamily,
-        "sink_dropped_records",
-        "Records dropped because the backlog exceeded its limits.",
-        lambda sink: sink.lag.dropped,
-    ),
-    _SinkMetric(
-        CounterMetricFamily, "sink_published_records", "Records acknowledged by the sink.", lambda sink: sink.published
-    ),
-    _SinkMetric(
-        CounterMetricFamily, "sink_publish_failures", "Failed attempts to reach the sink.", lambda sink: sink.failures
-    ),
-    _SinkMetric(
-        CounterMetricFamily,
-        "sink_rejected_records",
-        "Records rejected by the sink because of their content or size.",
-        lambda sink: sink.rejected,
-    ),
-)
-
-
 class Metrics:
     """The metrics of one bridge."""
 
@@ -115,10 +60,7 @@ class _Collector(Collector):
         yield from _bridge_metrics(status)
         yield from _record_metrics(status)
         yield from _stream_metrics(status)
-        for metric in _SINK_METRICS:
-            series = [([sink.name], metric.value(sink)) for sink in status.sinks]
-            yield _family(metric.kind, metric.name, metric.help_text, series, "sink")
-        yield _publish_duration(status.sinks)
+        yield from _sink_metrics(status.sinks)
 
 
 def _bridge_metrics(status: Status) -> Iterator[Metric]:
@@ -161,8 +103,8 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
     yield _counter(
         "task_query_failures", "Task queries to containerd that failed or returned an unknown state.", failed_queries
     )
-    others = [((), status.other_bridges)]
-    yield _gauge("other_bridges", "Other bridges that publish for the same host on this containerd.", others)
+    others = [((), status.second_bridges)]
+    yield _gauge("second_bridges", "Second bridges: others that publish for the same host on this containerd.", others)
     reconnects = [((), status.counters.reconnects)]
     yield _counter("reconnects", "Established connections to containerd that were lost.", reconnects)
     age = [] if status.watermark_age is None else [((), status.watermark_age)]
@@ -177,9 +119,32 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
     yield _gauge("outbox_limit_bytes", "Maximum size of the backlog of one sink.", [((), status.outbox_max_bytes)])
 
 
+def _sink_metrics(sinks: Sequence[SinkStatus]) -> Iterator[Metric]:
+    def gauge(name: str, help_text: str, value: Callable[[SinkStatus], float]) -> Metric:
+        return _gauge(name, help_text, [([sink.name], value(sink)) for sink in sinks], "sink")
+
+    def counter(name: str, help_text: str, value: Callable[[SinkStatus], int]) -> Metric:
+        return _counter(name, help_text, [([sink.name], value(sink)) for sink in sinks], "sink")
+
+    yield gauge("sink_up", "1 if the last attempt to reach the sink succeeded.", lambda sink: sink.state == "ok")
+    yield gauge("outbox_backlog_records", "Records not yet acknowledged by the sink.", lambda sink: sink.lag.records)
+    text = "Size of the records not yet acknowledged by the sink."
+    yield gauge("outbox_backlog_bytes", text, lambda sink: sink.lag.size)
+    text = "Age of the oldest record not yet acknowledged by the sink."
+    yield gauge("outbox_oldest_record_age_seconds", text, lambda sink: sink.lag.oldest_age)
+    text = "Records dropped because the backlog exceeded its limits."
+    yield counter("sink_dropped_records", text, lambda sink: sink.lag.dropped)
+    yield counter("sink_published_records", "Records acknowledged by the sink.", lambda sink: sink.published)
+    yield counter("sink_publish_failures", "Failed attempts to reach the sink.", lambda sink: sink.failures)
+    text = "Records rejected by the sink because of their content or size."
+    yield counter("sink_rejected_records", text, lambda sink: sink.rejected)
+    yield _publish_duration(sinks)
+
+
 def _publish_duration(sinks: Sequence[SinkStatus]) -> Metric:
-    help_text = "Time from sending a batch to its acknowledgment."
-    family = HistogramMetricFamily("whalebridge_sink_publish_duration_seconds", help_text, labels=["sink"])
+    family = HistogramMetricFamily(
+        "whalebridge_sink_publish_duration_seconds", "Time from sending a batch to its acknowledgment.", labels=["sink"]
+    )
     bounds = [*map(str, BUCKET_BOUNDS), "+Inf"]
     for sink in sinks:
         counts = sink.latency.cumulative()

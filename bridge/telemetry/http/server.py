@@ -146,10 +146,10 @@ class HttpEndpoint:
             return _json({"error": f"{'; '.join(evaluate(status).reasons)}; see /readyz"}, 503)
         try:
             async with self._clock.timeout(SNAPSHOT_SECONDS):
-                completed = await self._bridge.snapshot()
+                id_, containers = await self._bridge.snapshot()
         except TimeoutError:
             return _json({"error": f"snapshot timed out after {SNAPSHOT_SECONDS:g} s; it stays queued"}, 504)
-        return _json({"id": completed.id, "containers": completed.containers})
+        return _json({"id": id_, "containers": containers})
 
 
 def _harden(response: web.StreamResponse) -> None:

@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bridge.cli import container_queries
 from bridge.cli.container_queries import list_running, open_client
 from bridge.cli.errors import CommandError
+from bridge.containerd.client import ContainerdClient
 from bridge.core.container_metadata import build_metadata
 from bridge.core.containerd_model import ContainerKey, Metadata, Task, TaskStatus
 from bridge.core.errors import TransientError
@@ -22,7 +24,7 @@ ALL = LabelRules.keep_all()
 NOT_DOCKER = NamespaceFilter()
 
 
-class FakeClient:
+class FakeClient(ContainerdClient):
     """A containerd with the given containers: NAMESPACE/ID, status and labels."""
 
     def __init__(self, *containers: tuple[str, TaskStatus | None, dict[str, str] | None], failing: str = "") -> None:
@@ -80,7 +82,7 @@ async def test_list_includes_running_paused_and_unknown_containers() -> None:
 
 async def test_list_includes_task_when_container_metadata_is_gone() -> None:
     (container,) = (await list_running(FakeClient(("default/a", RUNNING, None)), NOT_DOCKER, [])).containers
-    assert (container.id, container.metadata.name, container.metadata.labels) == ("a", "a", None)
+    assert (container.id, container.container.name, container.container.labels) == ("a", "a", None)
 
 
 async def test_list_reports_failed_namespace_and_lists_others(golden: Golden) -> None:
@@ -111,7 +113,7 @@ async def test_list_takes_pod_labels_from_sandbox(monkeypatch: pytest.MonkeyPatc
         ("k8s.io/app", RUNNING, pod | {"io.cri-containerd.kind": "container", "io.kubernetes.container.name": "app"}),
     )
     listed = {container.id: container for container in (await list_running(client, NOT_DOCKER, [])).containers}
-    document = listed["k8s.io/app"].to_json()
+    document = msgspec.to_builtins(listed["k8s.io/app"].container)
     assert document["pod"] == {
         "name": "web",
         "namespace": "prod",

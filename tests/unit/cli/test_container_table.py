@@ -6,12 +6,12 @@ import pytest
 
 from bridge.cli import container_table
 from bridge.cli.container_queries import ContainerInfo
-from bridge.core.container_metadata import build_metadata
-from bridge.core.containerd_model import ContainerKey, Task, TaskStatus
-from bridge.core.label_rules import LabelRules
+from bridge.consumer.record_decoder import Container
+from bridge.core.container_metadata import display_id
+from bridge.core.containerd_model import ContainerKey
 
 HASH = "919f59b7702144050b2c" + "0" * 44
-CREATED = 1795447267_525245796
+CREATED = "2026-11-23T15:21:07.525245796Z"
 
 
 def container_info(
@@ -19,13 +19,14 @@ def container_info(
     namespace: str = "default",
     name: str = "",
     project: str = "",
-    status: TaskStatus = TaskStatus.RUNNING,
-    created_at: int | None = CREATED,
+    status: str = "running",
+    pid: int = 7,
+    created_at: str | None = CREATED,
 ) -> ContainerInfo:
-    key = ContainerKey(namespace, id_)
-    labels = {"nerdctl/name": name, "com.docker.compose.project": project, "com.docker.compose.service": "web"}
-    metadata = build_metadata(key, labels, LabelRules.keep_all(), image="busybox:latest", created_at=created_at)
-    return ContainerInfo(metadata, Task(key, 0 if status is TaskStatus.UNKNOWN else 7, status), None)
+    container = Container(
+        id_, namespace, name or id_, project, "web", pid=pid, image="busybox:latest", created_at=created_at
+    )
+    return ContainerInfo(display_id(ContainerKey(namespace, id_)), status, container)
 
 
 def cells(line: str) -> list[str]:
@@ -53,19 +54,12 @@ def test_table_has_only_header_when_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "shown", "pid"),
-    [
-        (TaskStatus.RUNNING, "running", "7"),
-        (TaskStatus.PAUSED, "paused", "7"),
-        (TaskStatus.PAUSING, "paused", "7"),
-        (TaskStatus.UNKNOWN, "unknown", "-"),
-    ],
+    ("status", "pid", "shown"), [("running", 7, "7"), ("paused", 7, "7"), ("unknown", 7, "7"), ("unknown", 0, "-")]
 )
-def test_table_shows_task_status(status: TaskStatus, shown: str, pid: str) -> None:
-    columns = cells(
-        container_table.render([container_info(status=status, created_at=None)], terminal=False).split("\n")[1]
-    )
-    assert (columns[4], columns[5], columns[7]) == (shown, pid, "-")
+def test_table_shows_task_status(status: str, pid: int, shown: str) -> None:
+    container = container_info(status=status, pid=pid, created_at=None)
+    columns = cells(container_table.render([container], terminal=False).split("\n")[1])
+    assert (columns[4], columns[5], columns[7]) == (status, shown, "-")
 
 
 def test_table_on_terminal_is_short_wrapped_and_colored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage, parse_record
 from bridge.core.records import SourcePosition
-from config import reference_docs, setting_paths
+from config import reference_docs
 from config.settings import Settings, SettingsError, load
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
@@ -31,7 +31,15 @@ from sinks.encoding import encode_whalewatcher
 from sinks.kafka.messages import event_messages
 from sinks.nats.messages import SubjectBuilder, message_id
 from sinks.state_table import StateKey
-from tests.documentation import PAGES, ROOT, ProjectionFunction, code_blocks, documented_fold, page_commands
+from tests.documentation import (
+    PAGES,
+    ROOT,
+    ProjectionFunction,
+    code_blocks,
+    documented_fold,
+    page_commands,
+    setting_paths,
+)
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -310,7 +318,7 @@ def test_configuration_reference_is_current(tmp_path: Path) -> None:
 
 
 def test_configuration_reference_lists_every_setting() -> None:
-    for path in setting_paths.all_paths(Settings):
+    for path in setting_paths():
         if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
             assert f"`{variable(path)}`" in CONFIGURATION
@@ -320,7 +328,7 @@ def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str])
     assert execute(["run", "--help"]) == 0
     output = capsys.readouterr().out
     assert [flag for flag in FLAGS.values() if f"{flag} " not in output] == []
-    assert set(FLAGS) <= set(setting_paths.all_paths(Settings))
+    assert set(FLAGS) <= setting_paths()
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)

@@ -50,7 +50,7 @@ def test_command_help_has_examples(command: str, capsys: pytest.CaptureFixture[s
 def test_help_and_version_import_no_slow_modules(arguments: list[str]) -> None:
     code = (
         "import sys; from bridge.cli import execute; execute(sys.argv[1:]);"
-        "slow = {'grpc', 'asyncio', 'structlog', 'rich', 'pydantic_settings', 'google.protobuf'} & set(sys.modules);"
+        "slow = {'grpc', 'asyncio', 'structlog', 'rich', 'config.settings', 'google.protobuf'} & set(sys.modules);"
         "sys.exit(', '.join(slow) or 0)"
     )
     process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)

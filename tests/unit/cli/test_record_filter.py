@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bridge.cli.record_filter import RecordFilter
+from bridge.cli.commands.tail import RecordFilter
 from bridge.consumer.record_decoder import DecodedRecord, decode
 from tests.sample_records import control_record, loss_record, record
 

@@ -24,30 +24,30 @@ def test_environment_variable_nests_names_by_double_underscores() -> None:
         "PATH": "/bin",
     }
     read = source(Settings, environ)
-    assert read() == {
+    assert read.values == {
         "host": "node-1",
         "log": {"level": "Debug", "format": "json"},
         "sinks": {"main": {"type": "stdout"}},
     }
-    assert read.locations(("log", "level")) == ["WHALEBRIDGE_LOG__LEVEL"]
-    assert read.locations(("log",)) == ["WHALEBRIDGE_LOG__FORMAT", "WHALEBRIDGE_LOG__LEVEL"]
-    assert read.errors == ()
+    assert read.locate(("log", "level")) == ["WHALEBRIDGE_LOG__LEVEL"]
+    assert read.locate(("log",)) == ["WHALEBRIDGE_LOG__FORMAT", "WHALEBRIDGE_LOG__LEVEL"]
+    assert read.errors == []
 
 
 def test_kubernetes_service_variables_are_ignored() -> None:
     read = source(Settings, KUBERNETES)
-    assert (read(), read.errors) == ({}, ())
+    assert (read.values, read.errors) == ({}, [])
 
 
 def test_settings_group_value_overrides_values_of_members() -> None:
     read = source(Settings, {"WHALEBRIDGE_LOG": "debug", "WHALEBRIDGE_LOG__LEVEL": "info"})
-    assert read() == {"log": "debug"}
+    assert read.values == {"log": "debug"}
     assert [error.partition(": ")[0] for error in read.errors] == ["WHALEBRIDGE_LOG__LEVEL"]
 
 
 def test_sink_settings_are_merged_into_sink_url() -> None:
     environ = {"WHALEBRIDGE_SINKS__MAIN": "kafka://h:1/t", "WHALEBRIDGE_SINKS__MAIN__COMPRESSION": "zstd"}
-    assert source(Settings, environ)() == {
+    assert source(Settings, environ).values == {
         "sinks": {"main": {"type": "kafka", "bootstrap_servers": ["h:1"], "topic": "t", "compression": "zstd"}}
     }
 

@@ -23,7 +23,6 @@ BEFORE = b'{"version":1,"type":"sta'
         (records.Lost, record_decoder.Lost),
         (records.Exit, record_decoder.Exit),
         (records.Pod, record_decoder.Pod),
-        (records.SourcePosition, record_decoder.PreviousPosition),
         (records.EngineInfo, record_decoder.Engine),
     ],
 )

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
 from bridge.core.errors import FatalError, TransientError
-from config.sinks.file import FileSettings
+from config.sinks.local import FileSettings
 from sinks import file
 from sinks.file import FileInUseError, FileSink, RotatedFile
 from tests.golden import Golden

@@ -21,7 +21,7 @@ def memory_of_ten_records() -> TargetMemory:
     ("state", "is_loss"),
     [
         (TargetState("first", 1, 10), False),
-        (TargetState("first", 1, 50), False),  # other bridges publish, too
+        (TargetState("first", 1, 50), False),  # a second bridge publishes, too
         (TargetState("first", 6, 50), False),  # the retention has removed only a part of the snapshot
         (TargetState("first", 7, 50), True),
         (TargetState("first", 51, 50), True),  # empty

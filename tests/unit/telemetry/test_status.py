@@ -61,7 +61,7 @@ def test_gap_is_counted_only_when_events_may_be_missing() -> None:
 
 
 def test_bridge_is_degraded_but_ready_beside_another_one(golden: Golden) -> None:
-    readiness = evaluate(bridge_status(other_bridges=1))
+    readiness = evaluate(bridge_status(second_bridges=1))
     (reason,) = readiness.degraded_reasons
     assert readiness.ready
     assert "node-1" in reason

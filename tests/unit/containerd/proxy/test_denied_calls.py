@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
-from bridge.containerd.proxy.denied_calls import DeniedCalls, TokenBucket
+from bridge.containerd.proxy.relay import DeniedCalls, TokenBucket
 from tests.clocks import ManualClock
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.containerd.proxy.watchdog import event_loop_watchdog
+from bridge.containerd.proxy.server import event_loop_watchdog
 from tests.eventually import eventually
 
 HANGING_PROXY = """

@@ -38,7 +38,7 @@ def bridge_status(**changed: Any) -> Status:
         exclude=(),
         synced=True,
         containerd_error=None,
-        other_bridges=0,
+        second_bridges=0,
         excluded_namespaces=(),
         watermark_age=1.5,
         max_watermark_age=20.0,
@@ -68,7 +68,7 @@ class FakeBridge:
     def __init__(self, initial: Status | None = None, containers: Sequence[Transition] = ()) -> None:
         self.current_status = initial or bridge_status()
         self.containers = containers
-        self.snapshot_result: asyncio.Future[SnapshotSummary] = asyncio.get_running_loop().create_future()
+        self.snapshot_result: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
 
     def status(self) -> Status:
         return self.current_status
@@ -76,5 +76,5 @@ class FakeBridge:
     def running_containers(self) -> Sequence[Transition]:
         return self.containers
 
-    async def snapshot(self) -> SnapshotSummary:
+    async def snapshot(self) -> tuple[str, int]:
         return await asyncio.shield(self.snapshot_result)

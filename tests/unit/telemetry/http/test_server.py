@@ -16,7 +16,7 @@ from bridge.clock import SystemClock
 from bridge.telemetry.http import bounded_server, json_documents, server
 from bridge.telemetry.http.server import HttpEndpoint
 from tests.golden import Golden
-from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container, snapshot_summary
+from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container
 
 pytestmark = pytest.mark.real_time
 
@@ -183,7 +183,7 @@ async def test_snapshot_is_not_served_over_tcp(served: ServedEndpoint) -> None:
 
 async def test_snapshot_response_is_sent_after_snapshot(served: ServedEndpoint) -> None:
     request = asyncio.create_task(served.request("/snapshot", "POST", local=True))
-    served.bridge.snapshot_result.set_result(snapshot_summary(5))
+    served.bridge.snapshot_result.set_result(("7-5", 2))
     response = await request
     assert (response.status, response.document) == (200, {"id": "7-5", "containers": 2})
 

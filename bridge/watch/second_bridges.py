@@ -1,4 +1,4 @@
-"""Other bridges of the same source, noticed by their markers, which every bridge on a containerd receives.
+"""Second bridges: others of the same source, noticed by their markers, which every bridge on a containerd receives.
 
 Consumers skip all records that are older than the newest epoch of a source. So they skip the records of a bridge beside
 which another one was started, also after the other one has ended: then this bridge must continue in a newer epoch.
@@ -17,21 +17,21 @@ from bridge.core.containerd_model import Marker
 from bridge.core.ports import Clock
 from bridge.telemetry.rate_limit import RateLimiter
 
-SILENT_MARKERS = 3  # own markers that return without one of the other bridge, which sends them at the same interval
+SILENT_MARKERS = 3  # own markers that return without one of the second bridge, which sends them at the same interval
 MAX_BRIDGES = 16  # that are tracked, because clients of the proxy can publish markers of any content
 _ANNOUNCEMENT = re.compile(r"[0-9a-f]{16}([0-9a-f]{16})([0-9a-f]{16})([0-9a-f]{12})")
 _log = structlog.get_logger(__name__)
 
 
 class Overlap(NamedTuple):
-    """A time in which other bridges published: ``since`` (wall clock), and their newest epoch."""
+    """A time in which second bridges published: ``since`` (wall clock), and their newest epoch."""
 
     since: int
     newest_epoch: int
 
 
-class OtherBridges:
-    """Announce this bridge in its markers, and track the other bridges that publish for the same host.
+class SecondBridges:
+    """Announce this bridge in its markers, and track the second bridges, which publish for the same host.
 
     The nonce of a marker is a random number, followed by the announcement: a hash of the host name, the id of the
     bridge process, and its epoch. Bridges with other host names are other sources. Markers without an announcement are
@@ -45,13 +45,13 @@ class OtherBridges:
         self._host = host
         self._source = hashlib.sha256(host.encode()).hexdigest()[:16]
         self._bridge = f"{int(clock.random() * 2**64):016x}"
-        self._silent_markers: dict[str, int] = {}  # by the id of the other bridge
+        self._silent_markers: dict[str, int] = {}  # by the id of the second bridge
         self._overlap: Overlap | None = None
         self._rate_limiter = RateLimiter(clock)
 
     @property
     def count(self) -> int:
-        """Return the number of other bridges that publish for the same source."""
+        """Return the number of second bridges."""
         return len(self._silent_markers)
 
     def announcement(self, epoch: int) -> str:
@@ -73,7 +73,7 @@ class OtherBridges:
         self._rate_limiter.log(
             _log.warning,
             self._source,
-            "other_bridge_detected",
+            "second_bridge_detected",
             host=self._host,
             epoch=epoch,
             hint="stop one of the two, or give them different host names (setting host)",
@@ -84,7 +84,7 @@ class OtherBridges:
         self._silent_markers = dict.fromkeys(self._silent_markers, 0)
 
     def marker_returned(self) -> bool:
-        """Record that an own marker has returned; return whether the last other bridge has ended."""
+        """Record that an own marker has returned; return whether the last second bridge has ended."""
         before = self.count
         self._silent_markers = {
             bridge: count + 1 for bridge, count in self._silent_markers.items() if count + 1 < SILENT_MARKERS

@@ -1,11 +1,11 @@
-"""Other bridges of the same source: noticed by their markers, and followed by a newer epoch when all have ended."""
+"""Second bridges of the same source: noticed by their markers, and followed by a newer epoch when all have ended."""
 
 from __future__ import annotations
 
 import pytest
 
 from bridge.core.containerd_model import Marker
-from bridge.watch.other_bridges import MAX_BRIDGES, SILENT_MARKERS, OtherBridges
+from bridge.watch.second_bridges import MAX_BRIDGES, SILENT_MARKERS, SecondBridges
 from tests.unit.watch.fakes import WEB, FakeEngineClient, exit_event, synced_watch
 from tests.virtual_time import VirtualClock
 
@@ -14,20 +14,20 @@ MARKER_SECONDS = 10
 
 
 def marker_of(number: int = 1, *, host: str = "node-1", epoch: int = EPOCH) -> Marker:
-    """Return a marker of another bridge process, as ``OtherBridges`` of that process announces it."""
-    nonce = f"{number:016x}{OtherBridges(VirtualClock(1 / (number + 2)), host).announcement(epoch)}"
+    """Return a marker of another bridge process, as ``SecondBridges`` of that process announces it."""
+    nonce = f"{number:016x}{SecondBridges(VirtualClock(1 / (number + 2)), host).announcement(epoch)}"
     return Marker(nonce, 1)
 
 
-def bridges() -> OtherBridges:
-    return OtherBridges(VirtualClock(), "node-1")
+def bridges() -> SecondBridges:
+    return SecondBridges(VirtualClock(), "node-1")
 
 
-def return_markers(others: OtherBridges, times: int) -> list[bool]:
+def return_markers(others: SecondBridges, times: int) -> list[bool]:
     return [others.marker_returned() for _ in range(times)]
 
 
-async def test_newer_epoch_begins_when_other_bridge_is_silent() -> None:
+async def test_newer_epoch_begins_when_second_bridge_is_silent() -> None:
     client = FakeEngineClient({WEB: 10})
     async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of())
@@ -47,7 +47,7 @@ async def test_newer_epoch_begins_when_other_bridge_is_silent() -> None:
     assert running.watch.counters.gaps["second_bridge"] == 1
 
 
-async def test_newest_epoch_stays_and_snapshot_follows_other_bridge() -> None:
+async def test_newest_epoch_stays_and_snapshot_follows_second_bridge() -> None:
     client = FakeEngineClient()
     async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of(epoch=1))
@@ -63,7 +63,7 @@ async def test_epoch_stays_when_others_are_not_of_this_source() -> None:
         await running.eventually(lambda: running.watch.event_counts["foreign_marker"] == 2)
         sent = client.calls["publish_marker"]
         await running.eventually(lambda: client.calls["publish_marker"] > sent + SILENT_MARKERS + 1)
-        assert running.watch.other_bridges.count == 0
+        assert running.watch.second_bridges.count == 0
     assert len({each["epoch"] for each in running.documents}) == 1
 
 
@@ -100,14 +100,14 @@ def test_marker_without_valid_announcement_is_no_bridge(nonce: str) -> None:
     assert others.count == 0
 
 
-def test_own_markers_are_no_other_bridge() -> None:
+def test_own_markers_are_no_second_bridge() -> None:
     others = bridges()
     others.receive(Marker("0" * 16 + others.announcement(EPOCH), 1))
     assert others.count == 0
 
 
 def test_bridge_that_does_not_publish_is_not_announced() -> None:
-    silent = OtherBridges(VirtualClock(), "node-1", publishes=False)
+    silent = SecondBridges(VirtualClock(), "node-1", publishes=False)
     silent.receive(marker_of())
     assert (silent.count, silent.announcement(EPOCH)) == (0, "")
 

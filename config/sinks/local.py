@@ -1,4 +1,4 @@
-"""Settings of the file sink."""
+"""Settings of the sinks without a broker: files and standard output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,20 @@ class FileSettings(EncodedSinkSettings):
     max_files: Annotated[int, Field(ge=0, le=10_000)] = field(5, "Number of rotated files to keep.")
 
 
-def parse_url(_: str, rest: str) -> dict[str, Any]:
+class StdoutSettings(EncodedSinkSettings):
+    """Standard output: one JSON document per line."""
+
+    type: Literal["stdout"] = field("stdout", "Type of the sink.")
+
+
+def parse_stdout_url(_: str, rest: str) -> dict[str, Any]:
+    """Parse ``stdout:``."""
+    if rest:
+        raise ValueError("invalid URL; use stdout:, with nothing after the colon")
+    return {"type": "stdout"}
+
+
+def parse_file_url(_: str, rest: str) -> dict[str, Any]:
     """Parse ``file:PATH``, relative to the working directory, and ``file:///PATH``."""
     path = rest.removeprefix("//")
     if not path or (path != rest and not path.startswith("/")):

@@ -6,8 +6,8 @@ from typing import NoReturn
 import pytest
 from pydantic import TypeAdapter
 
+from bridge.consumer.reader_factory import resolve
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, Sinks, SinkSettings
-from config.tail_target import tail_target
 
 SINKS: Mapping[str, SinkSettings] = TypeAdapter(Sinks).validate_python(
     {
@@ -28,8 +28,8 @@ def no_sinks() -> NoReturn:
 
 
 @pytest.mark.parametrize("id_", ["main", "nats"])
-def test_tail_target_id_selects_configured_sink(id_: str) -> None:
-    assert tail_target(id_, lambda: SINKS) == SINKS[id_]
+def test_target_id_selects_configured_sink(id_: str) -> None:
+    assert resolve(id_, lambda: SINKS) == SINKS[id_]
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_tail_target_id_selects_configured_sink(id_: str) -> None:
         ("file:/x", FileSettings(path="/x")),
     ],
 )
-def test_tail_target_url_is_parsed_without_configuration(url: str, settings: SinkSettings) -> None:
-    assert tail_target(url, no_sinks) == settings
+def test_target_url_is_parsed_without_configuration(url: str, settings: SinkSettings) -> None:
+    assert resolve(url, no_sinks) == settings
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_tail_target_url_is_parsed_without_configuration(url: str, settings: Sin
         ("stdout:", "stdout"),
     ],
 )
-def test_invalid_tail_target_is_rejected_without_secrets(target: str, named: str) -> None:
+def test_invalid_target_is_rejected_without_secrets(target: str, named: str) -> None:
     with pytest.raises(ValueError, match=named) as caught:
-        tail_target(target, lambda: SINKS)
+        resolve(target, lambda: SINKS)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
