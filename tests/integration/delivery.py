@@ -76,11 +76,11 @@ class BrokerTargets:
         return [message.data for message in self.nats_records()]
 
 
-def read_stream(nats: Nats, stream: str) -> list[StoredMessage]:
+def read_stream(peer: Nats | str, stream: str) -> list[StoredMessage]:
     """Read a stream with a plain consumer, without heartbeats; none if the stream does not exist yet."""
 
     async def read() -> list[StoredMessage]:
-        async with StreamReader(nats) as reader:
+        async with StreamReader(peer) as reader:
             return await reader.read_stored(stream)
 
     try:

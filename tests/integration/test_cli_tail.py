@@ -16,7 +16,14 @@ from bridge.core.records import Record
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
 from tests.eventually import eventually
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, PipedCommand, assert_one_line
+from tests.integration.commands import (
+    ENVIRONMENT,
+    WHALEBRIDGE,
+    ContainerFactory,
+    PipedCommand,
+    assert_one_line,
+    whalebridge,
+)
 from tests.integration.consumer_reading import record_data
 from tests.integration.engines import one_engine
 from tests.integration.terminal import Terminal
@@ -24,6 +31,7 @@ from tests.naming import assert_names
 from tests.sample_records import control_record, record, records
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.nats import Nats
+from tests.testbed.process import run
 from tests.testbed.server import HOST
 
 ANSI = re.compile(r"\x1b\[[\d;]*m")
@@ -33,8 +41,7 @@ def run_tail(
     *arguments: str, input_data: Sequence[Record] = (), environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     text = "".join(f"{each.decode()}\n" for each in record_data(input_data))
-    command, environment = [*WHALEBRIDGE, "tail", *arguments], ENVIRONMENT | dict(environment or {})
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    return whalebridge("tail", *arguments, environment=environment, text=text)
 
 
 class TailProcess(PipedCommand):
@@ -167,9 +174,7 @@ def test_tail_exits_silently_when_output_pipe_closes(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"".join(each + b"\n" for each in record_data(records(20_000))))
     command = f"{' '.join(WHALEBRIDGE)} tail file:{path} --no-follow | head -n 1"
-    done = subprocess.run(
-        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
-    )
+    done = run(["sh", "-c", command], env=ENVIRONMENT)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.kafka import sink as kafka_sink
@@ -213,8 +214,11 @@ async def test_kafka_sink_needs_only_describe_and_write_permission(restricted_ka
     text = await publish_error(bootstrap, **acl_settings("least") | {"auto_create": False})
     assert_names(text, "user least", "topic closed", "Describe", "Write")
     restricted_kafka.admin.allow("User:least", "write", "topic", "given")  # implies Describe
-    async with open_sink(bootstrap, "given", **acl_settings("least")) as sink:
-        await sink.publish([record(1)])
+    with capture_logs() as logs:
+        async with open_sink(bootstrap, "given", **acl_settings("least")) as sink:
+            await sink.publish([record(1)])
+    (unreadable,) = [line for line in logs if line["event"] == "topic_config_unreadable"]
+    assert_names(unreadable["hint"], "DescribeConfigs")
     assert len(restricted_kafka.admin.records("given")) == 1
 
 

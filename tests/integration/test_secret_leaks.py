@@ -11,7 +11,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
 from tests.eventually import eventually
 from tests.integration.canaries import Canaries, read_files
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, whalebridge
 from tests.integration.engines import one_engine
 from tests.integration.kafka_sinks import KafkaFactory
 from tests.integration.nats_reading import NatsFactory
@@ -91,20 +90,12 @@ class BridgeProgram:
     def log(self) -> str:
         return self.bridge.log.read_text()
 
-    def run_command(self, name: str, *arguments: str, status: int = 0) -> bytes:
+    def run_command(self, name: str, *arguments: str, status: int = 0) -> None:
         """Run a command, with the environment of the bridge if it reads the file, and collect its output."""
         environment = self.environment if "--config" in arguments else {}
-        result = subprocess.run(
-            [*WHALEBRIDGE, *arguments],
-            env={**ENVIRONMENT, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+        result = whalebridge(*arguments, environment=environment)
         assert result.returncode == status, (name, result.stdout[-2000:], result.stderr[-2000:])
-        self.outputs[f"whalebridge {name}"] = result.stdout + result.stderr
-        return result.stdout
+        self.outputs[f"whalebridge {name}"] = (result.stdout + result.stderr).encode()
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
         """Send a request to the HTTP endpoint, and collect its response."""

@@ -44,14 +44,24 @@ class CommandError(Exception):
 
 
 def run(
-    command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 60, check: bool = True
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    text: str = "",
+    timeout: float = 60,
+    check: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program and return its output; with `check`, a failure raises CommandError with its stderr."""
+    """Run a program with a text as its input, and return its output.
+
+    With `check`, a failure raises CommandError with its stderr.
+    """
     result = subprocess.run(
         command,
         env=env,
+        cwd=directory,
         timeout=timeout,
-        stdin=subprocess.DEVNULL,
+        input=text,
         capture_output=True,
         text=True,
         check=False,

@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS
 from bridge.core.containerd_model import ContainerKey
 from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd
+from tests.testbed.process import run
 
 NO_SOCKET = "/nonexistent/c.sock"
 SECRET = "hunter2"  # noqa: S105 (not a real secret)
@@ -184,14 +184,8 @@ def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_in_shell(line: str) -> tuple[int, str, str]:
-    process = subprocess.run(
-        ["sh", "-c", line.replace("whalebridge", '"$@"', 1), "sh", sys.executable, "-m", "bridge"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = ["sh", "-c", line.replace("whalebridge", '"$@"', 1), "sh", sys.executable, "-m", "bridge"]
+    process = run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     return process.returncode, process.stdout, process.stderr
 
 
