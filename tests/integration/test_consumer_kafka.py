@@ -132,8 +132,8 @@ async def test_kafka_reader_needs_only_describe_and_read_permission(kafka_factor
     address, auth = kafka.bootstrap_for("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
         await read_to_end(reader(address, "events", auth=auth))
-    kafka.admin.allow("User:reader", "describe", "topic", "events")
+    kafka.admin.allow("User:reader", "describe", "events")
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
         await read_to_end(reader(address, "events", auth=auth))
-    kafka.admin.allow("User:reader", "read", "topic", "events")
+    kafka.admin.allow("User:reader", "read", "events")
     assert record_data(await read_to_end(reader(address, "events", auth=auth))) == published

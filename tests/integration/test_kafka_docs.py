@@ -48,7 +48,7 @@ async def test_documented_kafka_permissions_and_commands_work(kafka_factory: Kaf
     for count, words in enumerate((records_command, state_command), start=1):
         for operation in option_values(words, "--operation"):
             (principal,), (topic,) = option_values(words, "--allow-principal"), option_values(words, "--topic")
-            kafka.admin.allow(principal, snake_case(operation), "topic", topic)
+            kafka.admin.allow(principal, snake_case(operation), topic)
         async with open_sink(kafka.bootstrap_for("sasl_plaintext"), "containers", **options) as sink:
             await sink.publish(all_records)
         assert [each.value for each in kafka.admin.records("containers")] == count * record_data(all_records)
