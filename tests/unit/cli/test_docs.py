@@ -196,6 +196,19 @@ def test_documented_nats_message_is_encoded_record(readme_record: records.Record
     assert cloudevents.nats_headers(readme_record) == kafka
 
 
+@pytest.mark.parametrize(("broker", "variable"), [("kafka", "30 s"), ("nats", "(10210)")])
+def test_documented_broker_errors_match_source(broker: str, variable: str) -> None:
+    page = (ROOT / "docs" / f"{broker}.md").read_text()
+    table = page[page.index("| text | meaning |") :]
+    texts = [text for line in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    assert len(texts) > 10
+    source = re.sub(r"\s+", " ", "".join(path.read_text() for path in (ROOT / "sinks" / broker).glob("*.py")))
+    source = re.sub(r"\{principal\(.*?\)\}", "user", re.sub(r'"\s*f?"', "", source))
+    for text in texts:
+        for fragment in text.replace(variable, "...").split("..."):
+            assert fragment.strip(" :;") in source, text
+
+
 def test_documented_whalewatcher_document_is_encoded_record(readme_record: records.Record) -> None:
     (block,) = code_blocks(EVENTS, "text")
     assert json.loads(block) == json.loads(encode_whalewatcher(readme_record) or b"")
