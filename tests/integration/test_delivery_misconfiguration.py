@@ -10,8 +10,6 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, assert_one_line, whalebridge
@@ -81,43 +79,6 @@ def test_compacted_event_topic_holds_up_only_its_sink(
         assert "Traceback" not in bridge.log.read_text()
     for values in (targets.kafka_values(), targets.nats_values()):
         check_gapless(deduplicated_records(values))
-
-
-@one_engine
-@pytest.mark.parametrize("damage", [b"x", b"\0" * 300, b'{"version":1,"ty'], ids=["byte", "zeros", "half a record"])
-@pytest.mark.parametrize("while_running", [True, False])
-def test_damaged_end_of_file_holds_up_no_sink(
-    engine: Containerd, nats: Nats, tmp_path: Path, damage: bytes, while_running: bool
-) -> None:
-    subject, path = f"damaged{os.getpid()}x{next(_numbers)}", tmp_path / "events.jsonl"
-    stream, state = f"WHALEBRIDGE_{subject.upper()}", tmp_path / "state"
-    path.touch()
-    sinks = [f"{nats.url}/{subject}", f"file:{path}"]
-
-    def append_damage() -> None:
-        with path.open("ab") as file:
-            file.write(damage)
-
-    def wait_equal(count: int) -> None:
-        eventually(
-            lambda: len(lines := path.read_bytes().splitlines()) == count and lines == stream_values(nats, stream),
-            f"{count} records in both",
-        )
-
-    with BridgeProcess(engine.address, tmp_path, "--namespace", "unused", sinks=sinks, state_dir=state) as bridge:
-        wait_equal(2)
-        if while_running:
-            append_damage()
-            whalebridge("snapshot", "--state-dir", str(state))
-            wait_equal(4)
-        bridge.stop()
-        if not while_running:
-            append_damage()
-        bridge.start()
-        wait_equal(6 if while_running else 4)
-        (line,) = bridge.log_lines("file_end_removed")
-        assert (line["bytes"], line["quarantined_as"] is not None) == (len(damage), damage == b"x")
-        assert not bridge.log_lines("sink_failed")
 
 
 def stream_values(nats: Nats, stream: str) -> list[bytes]:
