@@ -75,6 +75,12 @@ class BrokerTargets:
         """Read the values of the stream; none if the stream does not exist yet."""
         return [message.data for message in self.nats_records()]
 
+    def complete_records(self) -> list[RecordDict]:
+        """Return the distinct records; fail if the brokers have different ones, or see `complete_records`."""
+        in_kafka, in_nats = map(complete_records, (self.kafka_values(), self.nats_values()))
+        assert in_kafka == in_nats
+        return in_kafka
+
 
 def read_stream(peer: Nats | str, stream: str) -> list[StoredMessage]:
     """Read a stream with a plain consumer, without heartbeats; none if the stream does not exist yet."""
@@ -108,11 +114,13 @@ def deduplicated_records(values: Sequence[bytes]) -> list[RecordDict]:
     return [decoded[by_position[position]] for position in sorted(by_position)]
 
 
-def is_in_order(values: Sequence[bytes]) -> bool:
-    """Return whether the first occurrences are ordered by position (P5)."""
-    decoded = map(msgspec.json.decode, dict.fromkeys(values))
-    positions = [(document["epoch"], document["sequence"]) for document in decoded]
-    return positions == sorted(positions)
+def complete_records(values: Sequence[bytes]) -> list[RecordDict]:
+    """Decode values without duplicates. Fail if first occurrences are not in order (P5), or see `check_gapless`."""
+    decoded = [msgspec.json.decode(value) for value in dict.fromkeys(values)]
+    records = deduplicated_records(values)
+    assert decoded == records
+    check_gapless(records)
+    return records
 
 
 def check_gapless(records: Sequence[RecordDict]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.bridge_process import BridgeProcess, RecordDict, summary, transitions
 from tests.eventually import eventually
-from tests.integration.delivery import ContainerChurn, check_gapless, deduplicated_records, is_in_order
+from tests.integration.delivery import ContainerChurn, complete_records
 from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
@@ -37,11 +37,7 @@ def bridge(engine: Containerd, directory: Path, *flags: str) -> BridgeProcess:
 def read_file(path: Path) -> list[RecordDict]:
     """Read a file of all runs by the rules for consumers; a line that a SIGKILL truncated precedes a complete one."""
     lines = path.read_bytes().split(b"\n")[:-1]
-    values = [line[line.rfind(b'{"version":1,') :] for line in lines]
-    assert is_in_order(values)
-    records = deduplicated_records(values)
-    check_gapless(records)
-    return records
+    return complete_records([line[line.rfind(b'{"version":1,') :] for line in lines])
 
 
 def published_about(records: list[RecordDict], id_: str) -> list[tuple[str, str, int | None]]:
