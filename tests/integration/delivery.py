@@ -47,6 +47,11 @@ class BrokerTargets:
         servers = ",".join(url.partition("//")[2] for url in self._nats.urls)
         return [f"kafka://{self._kafka.bootstrap_for('plaintext')}/{self.topic}", f"nats://{servers}/{self.topic}"]
 
+    def environment(self, **settings: str) -> dict[str, str]:
+        """Return the environment of a bridge with the sinks `kafka` and `nats`, which have more settings than a URL."""
+        values = dict(zip(("KAFKA", "NATS"), self.urls, strict=True)) | settings
+        return {f"WHALEBRIDGE_SINKS__{name}": value for name, value in values.items()}
+
     def bridge(
         self, engine: Containerd, directory: Path, *flags: str, environment: dict[str, str] | None = None
     ) -> BridgeProcess:

@@ -114,24 +114,7 @@ def test_run_logs_and_waits_when_topic_or_stream_is_missing(
     state, flags = tmp_path / "state", ("--namespace", "unused")
 
     def environment(auto_create: str) -> Mapping[str, str]:
-        kafka_address, nats_address = (url.partition("//")[2].partition("/")[0] for url in targets.urls)
-        to_kafka = {
-            "TYPE": "kafka",
-            "BOOTSTRAP_SERVERS": kafka_address,
-            "TOPIC": targets.topic,
-            "AUTO_CREATE": auto_create,
-        }
-        to_nats = {
-            "TYPE": "nats",
-            "SERVERS": nats_address,
-            "SUBJECT_PREFIX": targets.topic,
-            "STREAM__AUTO_CREATE": auto_create,
-        }
-        return {
-            f"WHALEBRIDGE_SINKS__{sink['TYPE'].upper()}__{name}": text
-            for sink in (to_kafka, to_nats)
-            for name, text in sink.items()
-        }
+        return targets.environment(KAFKA__AUTO_CREATE=auto_create, NATS__STREAM__AUTO_CREATE=auto_create)
 
     with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=environment("false")) as bridge:
         bridge.wait_logged("synced")

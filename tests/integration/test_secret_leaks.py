@@ -227,7 +227,7 @@ def _reload(program: BridgeProgram, insert: Callable[[str], str]) -> None:
     program.bridge.process.send_signal(signal.SIGHUP)
     eventually(lambda: "settings_reloaded" in program.log() and "auth.password" in program.log(), within=30)
     good = program.config.read_text()
-    for text in _write_invalid_settings(insert, "at a reload"):
+    for text in _write_invalid_settings(insert):
         program.config.write_text(text)
         failures = program.log().count("settings_reload_failed")
         program.bridge.process.send_signal(signal.SIGHUP)
@@ -235,22 +235,22 @@ def _reload(program: BridgeProgram, insert: Callable[[str], str]) -> None:
     program.config.write_text(good)
 
 
-def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str]:
+def _write_invalid_settings(insert: Callable[[str], str]) -> list[str]:
     """Return invalid settings with secrets in wrong places."""
     kafka, nats = "type: kafka, bootstrap_servers: h, topic: t", "type: nats, servers: h, subject_prefix: s"
     return [
-        f"sinks: ['kafka://u:{insert(f'list {when}')}@h/t']",
-        f"sinks: 'kafka://u:{insert(f'URLs {when}')}@h/t'",
-        f"sinks: {{a: 'kafka://u:{insert(f'URL {when}')}@h/t'}}",
-        f"sinks: {{a: {{type: 'kafka://u:{insert(f'type {when}')}@h/t'}}}}",
-        f"sinks: {{a: {{{kafka}, auth: {{username: u, password: a,{insert(f'part after a comma {when}')}}}}}}}",
-        f"sinks: {{a: {{{kafka}, auth: {{username: u, password_file: {insert(f'password as its file {when}')}}}}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{nkey_seed_file: {insert(f'seed as its file {when}')}}}}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{token: [{insert(f'token in a list {when}')}]}}}}}}",
-        f"sinks: {{a: {{type: nats, servers: 'u:{insert(f'login in servers {when}')}@h', subject_prefix: s}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{token: {insert(f'key {when}')}, tokn: {insert(f'typo {when}')}, user: 5}}}}}}",
-        f"http:\n  listen: %{insert(f'broken YAML {when}')}\n",
-        f"containerd: {{address: 'tcp://u:{insert(f'login in an address {when}')}@h', socket: x}}",
+        f"sinks: ['kafka://u:{insert('list')}@h/t']",
+        f"sinks: 'kafka://u:{insert('URLs')}@h/t'",
+        f"sinks: {{a: 'kafka://u:{insert('URL')}@h/t'}}",
+        f"sinks: {{a: {{type: 'kafka://u:{insert('type')}@h/t'}}}}",
+        f"sinks: {{a: {{{kafka}, auth: {{username: u, password: a,{insert('part after a comma')}}}}}}}",
+        f"sinks: {{a: {{{kafka}, auth: {{username: u, password_file: {insert('password as its file')}}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{nkey_seed_file: {insert('seed as its file')}}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: [{insert('token in a list')}]}}}}}}",
+        f"sinks: {{a: {{type: nats, servers: 'u:{insert('login in servers')}@h', subject_prefix: s}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: {insert('key')}, tokn: {insert('typo')}, user: 5}}}}}}",
+        f"http:\n  listen: %{insert('broken YAML')}\n",
+        f"containerd: {{address: 'tcp://u:{insert('login in an address')}@h', socket: x}}",
     ]
 
 
