@@ -6,38 +6,11 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.testbed.process import run
 
 LOOPBACK = ("localhost", "127.0.0.1")
-
-_CONFIG = """\
-[ca]
-default_ca = authority_files
-[authority_files]
-database = {directory}/index.txt
-serial = {directory}/serial
-new_certs_dir = {directory}
-certificate = {directory}/ca.pem
-private_key = {directory}/ca.key
-default_md = sha256
-policy = any
-unique_subject = no
-[any]
-commonName = supplied
-[req]
-distinguished_name = empty
-[empty]
-[authority]
-basicConstraints = critical, CA:TRUE
-keyUsage = critical, keyCertSign, cRLSign
-[leaf]
-basicConstraints = CA:FALSE
-keyUsage = critical, digitalSignature
-extendedKeyUsage = serverAuth, clientAuth
-"""
 
 
 @dataclass(frozen=True)
@@ -56,14 +29,10 @@ class Authority:
     def __init__(self, directory: Path, name: str = "whalebridge test authority") -> None:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "index.txt").touch()
-        (directory / "serial").write_text("1000\n")
-        self._config = directory / "openssl.cnf"
-        self._config.write_text(_CONFIG.format(directory=directory))
         self.certificate = directory / "ca.pem"
-        key = _create_key(directory / "ca.key")
-        options = ["-new", "-x509", "-days", "30", "-extensions", "authority", "-subj", f"/CN={name}"]
-        _openssl("req", "-config", self._config, *options, "-key", key, "-out", self.certificate)
+        self._key = _create_key(directory / "ca.key")
+        options = ["-new", "-x509", "-days", "30", "-subj", f"/CN={name}", "-addext", "keyUsage=critical,keyCertSign"]
+        _openssl("req", *options, "-key", self._key, "-out", self.certificate)
 
     def issue(
         self,
@@ -77,15 +46,11 @@ class Authority:
         directory = Path(tempfile.mkdtemp(prefix="issued-", dir=self._directory))
         issued = Certificate(name, directory / "cert.pem", directory / "key.pem", directory / "combined.pem")
         plain_key = _create_key(directory / "plain.key")
-        request = directory / "request.pem"
-        _openssl("req", "-config", self._config, "-new", "-key", plain_key, "-subj", f"/CN={name}", "-out", request)
-        extensions = directory / "extensions.cnf"
-        extensions.write_text(_CONFIG.format(directory=self._directory) + _alternative_names(hosts))
-        now = datetime.now(UTC)
-        start, end = (now - timedelta(days=3), now + timedelta(days=-1 if expired else 30))
-        dates = ["-startdate", f"{start:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}"]
-        options = ["-batch", "-notext", "-extensions", "leaf", *dates]
-        _openssl("ca", "-config", extensions, *options, "-in", request, "-out", issued.certificate)
+        request, extensions = directory / "request.pem", directory / "extensions.cnf"
+        _openssl("req", "-new", "-key", plain_key, "-subj", f"/CN={name}", "-out", request)
+        extensions.write_text(f"basicConstraints = CA:FALSE\n{_alternative_names(hosts)}")
+        signed = ["-CA", str(self.certificate), "-CAkey", str(self._key), "-days", "-1" if expired else "30"]
+        _openssl("x509", "-req", *signed, "-extfile", extensions, "-in", request, "-out", issued.certificate)
         if password is None:
             shutil.copy(plain_key, issued.key)
         else:

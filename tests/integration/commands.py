@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, ClassVar, Self
 
 from tests.testbed.containerd import Containerd
+from tests.testbed.process import run
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
 # A name with control sequences, which a terminal would execute if they were not escaped.
@@ -19,10 +20,12 @@ HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
 ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm", "WHALEBRIDGE_HTTP__LISTEN": ""}
 
 
-def whalebridge(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run whalebridge without a terminal."""
+def whalebridge(
+    *arguments: str, prefix: Sequence[str] = (), environment: Mapping[str, str] | None = None, text: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run whalebridge without a terminal, with a text as its input."""
     command = [*prefix, *WHALEBRIDGE, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+    return run(command, env=ENVIRONMENT | dict(environment or {}), text=text, check=False)
 
 
 def assert_one_line(process: subprocess.CompletedProcess[str], status: int, *message: str) -> None:

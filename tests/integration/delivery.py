@@ -47,6 +47,11 @@ class BrokerTargets:
         servers = ",".join(url.partition("//")[2] for url in self._nats.urls)
         return [f"kafka://{self._kafka.bootstrap_for('plaintext')}/{self.topic}", f"nats://{servers}/{self.topic}"]
 
+    def environment(self, **settings: str) -> dict[str, str]:
+        """Return the environment of a bridge with the sinks `kafka` and `nats`, which have more settings than a URL."""
+        values = dict(zip(("KAFKA", "NATS"), self.urls, strict=True)) | settings
+        return {f"WHALEBRIDGE_SINKS__{name}": value for name, value in values.items()}
+
     def bridge(
         self, engine: Containerd, directory: Path, *flags: str, environment: dict[str, str] | None = None
     ) -> BridgeProcess:
@@ -75,12 +80,18 @@ class BrokerTargets:
         """Read the values of the stream; none if the stream does not exist yet."""
         return [message.data for message in self.nats_records()]
 
+    def complete_records(self) -> list[RecordDict]:
+        """Return the distinct records; fail if the brokers have different ones, or see `complete_records`."""
+        in_kafka, in_nats = map(complete_records, (self.kafka_values(), self.nats_values()))
+        assert in_kafka == in_nats
+        return in_kafka
 
-def read_stream(nats: Nats, stream: str) -> list[StoredMessage]:
+
+def read_stream(peer: Nats | str, stream: str) -> list[StoredMessage]:
     """Read a stream with a plain consumer, without heartbeats; none if the stream does not exist yet."""
 
     async def read() -> list[StoredMessage]:
-        async with StreamReader(nats) as reader:
+        async with StreamReader(peer) as reader:
             return await reader.read_stored(stream)
 
     try:
@@ -108,11 +119,13 @@ def deduplicated_records(values: Sequence[bytes]) -> list[RecordDict]:
     return [decoded[by_position[position]] for position in sorted(by_position)]
 
 
-def is_in_order(values: Sequence[bytes]) -> bool:
-    """Return whether the first occurrences are ordered by position (P5)."""
-    decoded = map(msgspec.json.decode, dict.fromkeys(values))
-    positions = [(document["epoch"], document["sequence"]) for document in decoded]
-    return positions == sorted(positions)
+def complete_records(values: Sequence[bytes]) -> list[RecordDict]:
+    """Decode values without duplicates. Fail if first occurrences are not in order (P5), or see `check_gapless`."""
+    decoded = [msgspec.json.decode(value) for value in dict.fromkeys(values)]
+    records = deduplicated_records(values)
+    assert decoded == records
+    check_gapless(records)
+    return records
 
 
 def check_gapless(records: Sequence[RecordDict]) -> None:

@@ -82,10 +82,10 @@ async def retry_until_available(request: Callable[[], Awaitable[_T]]) -> _T:
 
 
 class StreamReader:
-    """A plain client, connected directly, without the proxies; a context manager."""
+    """A plain client, connected to a URL, or to a peer without its proxies; a context manager."""
 
-    def __init__(self, peer: Nats) -> None:
-        self._urls = [f"nats://{HOST}:{node.port}" for node in peer.nodes]
+    def __init__(self, peer: Nats | str) -> None:
+        self._urls = [peer] if isinstance(peer, str) else [f"nats://{HOST}:{node.port}" for node in peer.nodes]
         self.client = nats.aio.client.Client()
 
     async def __aenter__(self) -> StreamReader:

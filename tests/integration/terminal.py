@@ -71,6 +71,10 @@ class Terminal:
     def stop(self, signal_number: signal.Signals) -> int:
         """Send a signal and return the exit status."""
         self.process.send_signal(signal_number)
+        return self.wait_exit()
+
+    def wait_exit(self) -> int:
+        """Wait until the command has exited and its output is read; return the exit status."""
         status = self.process.wait(30)
         self._reader.join(30)
         return status

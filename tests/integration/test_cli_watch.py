@@ -84,7 +84,6 @@ def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Co
         assert lines(page, stays)
         assert lines(page, exits)
         engine.start()
-        engine.wait_ready()
         engine.ctr("tasks", "kill", "--signal", "SIGKILL", exits)
         eventually(lambda: engine.tasks().get(exits) != "RUNNING")
         engine.run(new, "sleep", "86400")

@@ -1,4 +1,4 @@
-"""The client and its event stream on real containerds: invalid input, faults, and listings of any size."""
+"""The client on real containerds: invalid input, and listings of any size."""
 
 from __future__ import annotations
 
@@ -9,21 +9,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
 from bridge.containerd.client import ContainerdClient, Timeouts
-from bridge.containerd.rpc_errors import RpcError
-from bridge.core.containerd_model import Marker
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.label_rules import LabelRules
-from tests.eventually import eventually
 from tests.integration.engines import one_engine
 from tests.naming import raises_naming
 from tests.simulator.records import create_containers
@@ -64,50 +58,6 @@ class TestBadInput:
         (record,) = [record async for record in client.containers(namespace)]
         assert record.labels == {"k\ufffd": "\ufffd"}
         assert await client.container(record.key) == record
-
-
-class TestFaults:
-    async def test_client_calls_succeed_after_containerd_restart(
-        self, engine_factory: Callable[[], Containerd]
-    ) -> None:
-        engine = engine_factory()
-        async with ContainerdClient(engine.address, RULES) as client:
-            before = await client.engine()
-            stream = await client.subscribe()
-            await asyncio.to_thread(engine.kill)
-            with pytest.raises(TransientError):
-                await stream.batch()
-            with raises_naming(TransientError, engine.address):
-                await client.engine()
-            await asyncio.to_thread(engine.start)
-            after = await client.engine()
-            assert (after.id, after.version) == (before.id, before.version)
-            assert after.pid == engine.pid != before.pid
-            await assert_markers_return(client)
-
-    async def test_client_calls_time_out_when_containerd_hangs(self, engine_factory: Callable[[], Containerd]) -> None:
-        engine = engine_factory()
-        async with ContainerdClient(engine.address, RULES, timeouts=QUICK) as client:
-            await assert_responsive(client)
-            stream = await client.subscribe()
-            engine.suspend()
-            started = time.monotonic()
-            with raises_naming(TransientError, engine.address, "1 s"):
-                await client.engine()
-            for call in (client.namespaces(), client.tasks("default"), client.publish_marker("n", 1)):
-                with raises_naming(TransientError, engine.address) as caught:
-                    await call
-                assert isinstance(caught.value, RpcError)
-                assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert time.monotonic() - started < 20
-            stream.close()
-            eventually(
-                lambda: not [thread for thread in threading.enumerate() if thread.name == "containerd-events"],
-                "the exit of the stream's thread while containerd hangs",
-            )
-            engine.resume()
-            await assert_responsive(client)
-            await assert_markers_return(client)
 
 
 _LIST = """
@@ -162,25 +112,3 @@ class TestSize:
         records, growth_bytes = map(int, listed.stdout.split())
         assert records == containers
         assert growth_bytes < max_growth
-
-
-async def assert_responsive(client: ContainerdClient) -> None:
-    """Assert that containerd responds, possibly after the timeout of QUICK."""
-    async with asyncio.timeout(20):
-        while True:
-            with suppress(TransientError):
-                await client.engine()
-                return
-
-
-async def assert_markers_return(client: ContainerdClient) -> None:
-    """Assert that published markers return."""
-    stream = await client.subscribe()
-    async with asyncio.timeout(20):
-        while True:
-            with suppress(TransientError, TimeoutError):
-                await client.publish_marker("alive", 1)
-                async with asyncio.timeout(0.2):
-                    if Marker("alive", 1) in await stream.batch():
-                        break
-    stream.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, whalebridge
 from tests.integration.engines import one_engine
+from tests.testbed.process import run
 
 
 @one_engine
@@ -43,7 +43,7 @@ def test_commands_accept_a_relative_config_path(container_factory: ContainerFact
     in_shop = container_factory.run("shop")
     command = [*WHALEBRIDGE, "list", "--json", "--config", "config.yaml"]
     environment = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = run(command, directory=tmp_path, env=environment)
     assert [each["container"]["id"] for each in json.loads(done.stdout)] == [in_shop]
     done = whalebridge("inspect", in_shop, "--config", str(tmp_path / "config.yaml"))
     assert json.loads(done.stdout)["namespace"] == "shop"

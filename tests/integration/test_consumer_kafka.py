@@ -15,7 +15,6 @@ from bridge.consumer.kafka import KafkaReader
 from bridge.consumer.record_reader import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from sinks.kafka.sink import KafkaSink
-from tests.certificates import Authority
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import follow, read_to_end, record_data
 from tests.integration.kafka_sinks import KafkaFactory, settings
@@ -127,26 +126,14 @@ async def test_kafka_reader_fails_in_time_when_broker_is_unresponsive(kafka_fact
         await read_to_end(reader("127.0.0.1:1", "events", follow=True))
 
 
-async def test_kafka_reader_accepts_auth_settings_of_sink(kafka: Kafka, authority: Authority) -> None:
-    published = await publish(kafka, "read.restricted_kafka", 1, 10)
-    auth = {"username": "reader", "password": USERS["reader"]}
-    tls = {"enabled": True, "ca_file": str(authority.certificate)}
-    address = kafka.bootstrap_for("sasl_ssl")
-    assert record_data(await read_to_end(reader(address, "read.restricted_kafka", auth=auth, tls=tls))) == published
-    with raises_naming(TransientError, address, "user reader", "scram-sha-512"):
-        await read_to_end(reader(address, "read.restricted_kafka", auth=auth | {"password": "wrong"}, tls=tls))
-    with raises_naming(TransientError, address, "tls.enabled"):
-        await read_to_end(reader(address, "read.restricted_kafka", auth=auth))
-
-
 async def test_kafka_reader_needs_only_describe_and_read_permission(kafka_factory: KafkaFactory) -> None:
     kafka = kafka_factory(listeners=("sasl_plaintext",), acls=True)
     published = await publish(kafka, "events", 1, 10)
     address, auth = kafka.bootstrap_for("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
         await read_to_end(reader(address, "events", auth=auth))
-    kafka.admin.allow("User:reader", "describe", "topic", "events")
+    kafka.admin.allow("User:reader", "describe", "events")
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
         await read_to_end(reader(address, "events", auth=auth))
-    kafka.admin.allow("User:reader", "read", "topic", "events")
+    kafka.admin.allow("User:reader", "read", "events")
     assert record_data(await read_to_end(reader(address, "events", auth=auth))) == published

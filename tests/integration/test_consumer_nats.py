@@ -11,7 +11,7 @@ from typing import Any
 from bridge.clock import SystemClock
 from bridge.consumer.nats import REQUEST_EXPIRY_SECONDS, NatsReader
 from bridge.consumer.record_reader import StartPosition
-from bridge.core.errors import NotFoundError, TransientError
+from bridge.core.errors import TransientError
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import follow, read_to_end, record_data
 from tests.integration.nats_reading import NatsFactory, StreamReader, settings, start_sink
@@ -92,11 +92,6 @@ async def test_nats_reader_delivers_infrequent_records_immediately(nats: Nats) -
 async def test_nats_reader_finds_stream_by_subjects(nats: Nats) -> None:
     published = await publish(nats, 1, 10, "read.named", stream={"name": "CUSTOM"})
     assert record_data(await read_to_end(reader(nats, "read.named"))) == published
-
-
-async def test_nats_reader_raises_not_found_when_no_stream_matches(nats: Nats) -> None:
-    with raises_naming(NotFoundError, "read.missing.>"):
-        await read_to_end(reader(nats, "read.missing"))
 
 
 async def test_nats_reader_reads_only_requested_subjects(nats_factory: NatsFactory) -> None:

@@ -16,14 +16,7 @@ import pytest
 
 from tests.bridge_process import RecordDict, transitions
 from tests.eventually import eventually
-from tests.integration.delivery import (
-    BrokerTargets,
-    ContainerChurn,
-    check_gapless,
-    deduplicated_records,
-    is_in_order,
-    wait_consistent,
-)
+from tests.integration.delivery import BrokerTargets, ContainerChurn, deduplicated_records, wait_consistent
 from tests.integration.engines import one_engine
 from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
@@ -70,10 +63,9 @@ def test_kafka_and_nats_receive_identical_records(
     stored, messages = targets.kafka_records(), targets.nats_records()
     values = [record.value for record in stored]
     assert values == [message.data for message in messages]
-    records = deduplicated_records(targets.kafka_values())
+    records = targets.complete_records()
     assert len(records) == len(values)
     assert [record["sequence"] for record in records] == list(range(1, len(records) + 1))
-    check_gapless(records)
     assert start_counts(records) == churn.runs
     assert len({record.key for record in stored}) == 1
     for document, record, message in zip(records, stored, messages, strict=True):
@@ -117,18 +109,14 @@ def test_bridge_loses_nothing_when_killed_at_random_moments(
             bridge.wait_logged("synced", synced + 1)
         for read in (targets.kafka_values, targets.nats_values):
             wait_consistent(read, engine, churn.namespace, FLOODED)
-    for values in (targets.kafka_values(), targets.nats_values()):
-        records = deduplicated_records(values)
-        check_gapless(records)
-        assert is_in_order(values)
-        assert published_containers(records) == listed_containers(engine, churn.namespace)
-        incarnations = {
-            (record["id"], record["container"]["incarnation"])
-            for record in records
-            if record["container"] and record["container"]["namespace"] == churn.namespace
-        }
-        assert Counter(id_ for id_, _ in incarnations) <= churn.runs  # no incarnation without a start
-    assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
+    records = targets.complete_records()
+    assert published_containers(records) == listed_containers(engine, churn.namespace)
+    incarnations = {
+        (record["id"], record["container"]["incarnation"])
+        for record in records
+        if record["container"] and record["container"]["namespace"] == churn.namespace
+    }
+    assert Counter(id_ for id_, _ in incarnations) <= churn.runs  # no incarnation without a start
 
 
 def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
@@ -164,12 +152,7 @@ def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
         for read in (targets.kafka_values, targets.nats_values):
             wait_consistent(read, engine, churn.namespace)
             eventually(lambda: start_counts(deduplicated_records(read())) == churn.runs, "all starts")  # noqa: B023 (called immediately)
-    for values in (targets.kafka_values(), targets.nats_values()):
-        records = deduplicated_records(values)
-        check_gapless(records)
-        assert is_in_order(values)
-        assert start_counts(records) == churn.runs
-    assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
+    assert start_counts(targets.complete_records()) == churn.runs
 
 
 @pytest.mark.parametrize("failing", ["kafka", "nats"])
@@ -208,10 +191,7 @@ def test_sink_keeps_pace_when_other_sink_is_down(
         victim.start()
         wait_consistent(late, engine, churn.namespace)
     assert statistics.median(delays) < statistics.median(usual_delays) + 5, (usual_delays, delays)
-    for values in (targets.kafka_values(), targets.nats_values()):
-        check_gapless(deduplicated_records(values))
-        assert is_in_order(values)
-    assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
+    targets.complete_records()
 
 
 @pytest.mark.parametrize("fault", ["killed", "suspended"])
@@ -241,8 +221,5 @@ def test_bridge_delivers_backlog_after_stop_with_hung_brokers(
         bridge.wait_logged("synced", 2)  # records of the first run may be consistent already
         for read in (targets.kafka_values, targets.nats_values):
             wait_consistent(read, engine, churn.namespace)
-    for values in (targets.kafka_values(), targets.nats_values()):
-        records = deduplicated_records(values)
-        check_gapless(records)
-        assert len({record["epoch"] for record in records}) == 2
+    assert len({record["epoch"] for record in targets.complete_records()}) == 2
     assert "Traceback" not in bridge.log.read_text()

@@ -10,12 +10,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, assert_one_line, whalebridge
-from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records, read_stream
+from tests.integration.delivery import BrokerTargets, deduplicated_records, read_stream
 from tests.integration.engines import one_engine
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
@@ -79,45 +77,7 @@ def test_compacted_event_topic_holds_up_only_its_sink(
             "identical records at both brokers",
         )
         assert "Traceback" not in bridge.log.read_text()
-    for values in (targets.kafka_values(), targets.nats_values()):
-        check_gapless(deduplicated_records(values))
-
-
-@one_engine
-@pytest.mark.parametrize("damage", [b"x", b"\0" * 300, b'{"version":1,"ty'], ids=["byte", "zeros", "half a record"])
-@pytest.mark.parametrize("while_running", [True, False])
-def test_damaged_end_of_file_holds_up_no_sink(
-    engine: Containerd, nats: Nats, tmp_path: Path, damage: bytes, while_running: bool
-) -> None:
-    subject, path = f"damaged{os.getpid()}x{next(_numbers)}", tmp_path / "events.jsonl"
-    stream, state = f"WHALEBRIDGE_{subject.upper()}", tmp_path / "state"
-    path.touch()
-    sinks = [f"{nats.url}/{subject}", f"file:{path}"]
-
-    def append_damage() -> None:
-        with path.open("ab") as file:
-            file.write(damage)
-
-    def wait_equal(count: int) -> None:
-        eventually(
-            lambda: len(lines := path.read_bytes().splitlines()) == count and lines == stream_values(nats, stream),
-            f"{count} records in both",
-        )
-
-    with BridgeProcess(engine.address, tmp_path, "--namespace", "unused", sinks=sinks, state_dir=state) as bridge:
-        wait_equal(2)
-        if while_running:
-            append_damage()
-            whalebridge("snapshot", "--state-dir", str(state))
-            wait_equal(4)
-        bridge.stop()
-        if not while_running:
-            append_damage()
-        bridge.start()
-        wait_equal(6 if while_running else 4)
-        (line,) = bridge.log_lines("file_end_removed")
-        assert (line["bytes"], line["quarantined_as"] is not None) == (len(damage), damage == b"x")
-        assert not bridge.log_lines("sink_failed")
+    targets.complete_records()
 
 
 def stream_values(nats: Nats, stream: str) -> list[bytes]:
@@ -154,24 +114,7 @@ def test_run_logs_and_waits_when_topic_or_stream_is_missing(
     state, flags = tmp_path / "state", ("--namespace", "unused")
 
     def environment(auto_create: str) -> Mapping[str, str]:
-        kafka_address, nats_address = (url.partition("//")[2].partition("/")[0] for url in targets.urls)
-        to_kafka = {
-            "TYPE": "kafka",
-            "BOOTSTRAP_SERVERS": kafka_address,
-            "TOPIC": targets.topic,
-            "AUTO_CREATE": auto_create,
-        }
-        to_nats = {
-            "TYPE": "nats",
-            "SERVERS": nats_address,
-            "SUBJECT_PREFIX": targets.topic,
-            "STREAM__AUTO_CREATE": auto_create,
-        }
-        return {
-            f"WHALEBRIDGE_SINKS__{sink['TYPE'].upper()}__{name}": text
-            for sink in (to_kafka, to_nats)
-            for name, text in sink.items()
-        }
+        return targets.environment(KAFKA__AUTO_CREATE=auto_create, NATS__STREAM__AUTO_CREATE=auto_create)
 
     with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=environment("false")) as bridge:
         bridge.wait_logged("synced")
@@ -192,4 +135,4 @@ def test_run_logs_and_waits_when_topic_or_stream_is_missing(
         eventually(lambda: len(targets.kafka_values()) == 4, "the second snapshot")
         eventually(lambda: len(deduplicated_records(targets.nats_values())) == 4, "all records in NATS")
     assert targets.kafka_values() == targets.nats_values()
-    check_gapless(deduplicated_records(targets.nats_values()))
+    targets.complete_records()

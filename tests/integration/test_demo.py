@@ -15,6 +15,7 @@ from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS
 from tests.integration.leaks import find_leaks
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
+from tests.testbed.process import run
 
 # The demo always installs this version.
 pytestmark = pytest.mark.parametrize("engine", ["1.6"], indirect=True)
@@ -113,14 +114,8 @@ from examples.demo import main
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 sys.exit(main())
 """
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "CONTAINERD_ADDRESS": engine.address},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {**os.environ, "CONTAINERD_ADDRESS": engine.address}
+    process = run([sys.executable, "-c", program], env=environment, check=False)
     assert process.returncode == 3
     assert_names(process.stderr, "demo: ", engine.address, "sudo make run")
     assert process.stderr.count("\n") == 1

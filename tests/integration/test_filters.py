@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from bridge import app
-from config.settings import load
-from tests.bridge_process import BridgeProcess, RecordDict, check_runs, check_stream, transitions
-from tests.eventually import eventually_async
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions
+from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory
 from tests.integration.engines import one_engine, one_engine_factory
 from tests.integration.http_client import LOCAL, HttpClient
@@ -136,106 +131,58 @@ def test_heartbeat_timestamp_stalls_when_containerd_hangs(
     assert len({each["timestamp"] for each in heartbeats(records)[-5:]}) == 1
 
 
-class BridgeProgram:
-    """The bridge in this process; tests can change its settings."""
-
-    def __init__(self, path: Path, **flags: Any) -> None:
-        self.path = path
-        # Another test needs the default port.
-        self.flags: dict[str, Any] = {"sinks": {"file": f"file:{path}"}, "http": {"listen": ""}, **flags}
-
-    def run(self) -> asyncio.Task[None]:
-        return asyncio.create_task(app.run(load(self.flags), lambda: load(self.flags)))
-
-    def records(self) -> list[RecordDict]:
-        """Return the records in the file: complete lines, without duplicates."""
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        return [msgspec.json.decode(each) for each in dict.fromkeys(lines)]
-
-    async def wait(self, predicate: Callable[[list[RecordDict]], object]) -> list[RecordDict]:
-        await eventually_async(lambda: predicate(self.records()))
-        return self.records()
+def file_records(path: Path) -> list[RecordDict]:
+    """Return the records in a file: complete lines, without duplicates."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [msgspec.json.decode(each) for each in dict.fromkeys(lines)]
 
 
-def snapshots(records: list[RecordDict]) -> list[RecordDict]:
-    return [each["snapshot"] for each in records if each["type"] == "snapshot_completed"]
+def snapshots(records: list[RecordDict]) -> list[tuple[str, int]]:
+    """Return the reasons and the numbers of containers of the complete snapshots."""
+    bodies = [each["snapshot"] for each in records if each["type"] == "snapshot_completed"]
+    return [(each["reason"], each["containers"]) for each in bodies]
 
 
 @one_engine
-async def test_sighup_applies_new_filters_and_sink_settings(engine: Containerd, tmp_path: Path) -> None:
+def test_sighup_reloads_filters_and_sinks(engine: Containerd, tmp_path: Path) -> None:
+    """Invalid settings change nothing; then the filters change, and then the path of the sink."""
     excluded, kept, added = (unique_id(engine, stem) for stem in ("excluded", "kept", "added"))
     for id_ in (excluded, kept, added):
         engine.run(id_, "sleep", "86400")
-    program = BridgeProgram(
-        tmp_path / "records.jsonl",
-        containerd={"address": engine.address},
-        containers={"names": {"include": [excluded, kept]}},
-    )
-    running = program.run()
-    await program.wait(snapshots)
-    program.flags |= {"containers": {"names": {"include": [added, kept]}}, "heartbeat": {"interval": "1s"}}
-    program.flags["sinks"] = {"file": {"type": "file", "path": str(program.path), "heartbeats": True}}
-    os.kill(os.getpid(), signal.SIGHUP)
-    await program.wait(lambda records: len(snapshots(records)) > 1)
-    engine.ctr("task", "kill", "-s", "SIGKILL", excluded)
-    engine.ctr("task", "kill", "-s", "SIGKILL", added)
-    await program.wait(lambda records: "exited" in types_about(records, added))
-    await program.wait(lambda records: any(each["type"] == "heartbeat" for each in records))
-    os.kill(os.getpid(), signal.SIGTERM)
-    await running
-    records = program.records()
-    assert [(each["reason"], each["containers"]) for each in snapshots(records)] == [
-        ("start", 2),
-        ("filters_changed", 2),
-    ]
+    config, path, other_path = (tmp_path / name for name in ("whalebridge.yaml", "records", "other"))
+
+    def write_settings(names: list[str], path: Path, *, heartbeats: bool, **more: object) -> None:
+        sink = {"type": "file", "path": str(path), "heartbeats": heartbeats}
+        settings = {"containers": {"names": {"include": names}}, "sinks": {"f": sink}, "heartbeat": {"interval": "1s"}}
+        config.write_text(msgspec.json.encode(settings | more).decode())
+
+    write_settings([excluded, kept], path, heartbeats=False)
+    with BridgeProcess(engine.address, tmp_path, "--config", str(config)) as bridge:
+
+        def reload(times: int) -> RecordDict:
+            bridge.process.send_signal(signal.SIGHUP)
+            return bridge.wait_logged("settings_reloaded", times)[-1]
+
+        eventually(lambda: snapshots(file_records(path)) == [("start", 2)], "the first snapshot")
+        config.write_text("containers: {nmes: 5}\nlog: {level: loud}\n")
+        bridge.process.send_signal(signal.SIGHUP)
+        bridge.wait_logged("settings_reload_failed", 2)
+        write_settings([added, kept], path, heartbeats=True, host="other")
+        assert reload(1)["changed"] == ["containers.names.include", "sinks.f.heartbeats"]
+        eventually(lambda: snapshots(file_records(path))[1:] == [("filters_changed", 2)], "the second snapshot")
+        for id_ in (excluded, added):
+            engine.ctr("task", "kill", "-s", "SIGKILL", id_)
+        eventually(lambda: "exited" in types_about(file_records(path), added), "the exit")
+        eventually(lambda: any(each["type"] == "heartbeat" for each in file_records(path)), "a heartbeat")
+        write_settings([added, kept], other_path, heartbeats=True)
+        reload(2)
+        eventually(lambda: ("on_demand", 1) in snapshots(file_records(other_path)), "the snapshot at the new path")
+    records = [each for each in file_records(path) if each["type"] != "heartbeat"]
     assert types_about(records, excluded) == ["present"]
     assert types_about(records, kept) == ["present"] * 2
     assert types_about(records, added) == ["present", "exited"]
-    check_stream([each for each in records if each["type"] != "heartbeat"])
-
-
-@one_engine
-def test_sighup_reloads_config_file(engine: Containerd, tmp_path: Path) -> None:
-    excluded, kept = unique_id(engine, "file-excluded"), unique_id(engine, "file-kept")
-    for id_ in (excluded, kept):
-        engine.run(id_, "sleep", "86400")
-    file = tmp_path / "whalebridge.yaml"
-    file.write_text(f"containers: {{names: {{include: ['{excluded}', '{kept}']}}}}\n")
-    with BridgeProcess(engine.address, tmp_path, "--config", str(file)) as bridge:
-        bridge.wait_synced()
-        file.write_text("containers: {nmes: 5}\nlog: {level: loud}\n")
-        bridge.process.send_signal(signal.SIGHUP)
-        bridge.wait_logged("settings_reload_failed", 2)
-        file.write_text(f"containers: {{names: {{include: ['{kept}']}}}}\nhost: other\n")
-        bridge.process.send_signal(signal.SIGHUP)
-        records = bridge.wait_synced(2)
-        (reloaded,) = bridge.wait_logged("settings_reloaded")
-    assert reloaded["changed"] == ["containers.names.include"]
-    assert types_about(records, excluded) == ["present"]
-    assert types_about(records, kept) == ["present"] * 2
-    assert {each["host"] for each in records} == {"node-1"}
-    check_runs(records)
-
-
-@one_engine
-async def test_sighup_publishes_snapshot_to_changed_sink_path(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique_id(engine, "elsewhere")
-    engine.run(id_, "sleep", "86400")
-    flags = {"containerd": {"address": engine.address}, "containers": {"names": {"include": [id_]}}}
-    program = BridgeProgram(tmp_path / "records.jsonl", **flags)
-    program.flags["sinks"] = {"f": {"type": "file", "path": str(program.path)}}
-    running = program.run()
-    await program.wait(snapshots)
-    program.path = tmp_path / "other.jsonl"
-    program.flags["sinks"] = {"f": {"type": "file", "path": str(program.path), "heartbeats": True}}
-    program.flags["heartbeat"] = {"interval": "1s"}
-    os.kill(os.getpid(), signal.SIGHUP)
-    await program.wait(lambda records: any(each["reason"] == "on_demand" for each in snapshots(records)))
-    await program.wait(lambda records: any(each["type"] == "heartbeat" for each in records))
-    os.kill(os.getpid(), signal.SIGTERM)
-    await running
-    types = [each["type"] for each in program.records() if each["type"] != "heartbeat"]
-    assert types[-3:] == ["snapshot_started", "present", "snapshot_completed"]
+    assert {each["host"] for each in records} == {"node-1"}, "the host changes only at a start"
+    check_stream(records)
 
 
 @one_engine

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -156,20 +157,19 @@ def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], t
     assert metrics["whalebridge_sink_publish_duration_seconds_count stdout"] >= 1
 
 
+@pytest.fixture
+def promtool(require: Callable[..., None]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    require("prometheus")
+    return partial(run, env={**os.environ, "PATH": search_path("prometheus")})
+
+
 @pytest.mark.parametrize("files", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
-def test_promtool_accepts_prometheus_files(files: tuple[str, ...], require: Callable[..., None]) -> None:
-    require("prometheus")
-    environment = {**os.environ, "PATH": search_path("prometheus")}
-    directory = ROOT / "deploy" / "prometheus"
-    done = subprocess.run(
-        ["promtool", *files], cwd=directory, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_promtool_accepts_prometheus_files(files: tuple[str, ...], promtool: Callable[..., object]) -> None:
+    promtool(["promtool", *files], directory=ROOT / "deploy" / "prometheus")
 
 
-def test_dashboard_queries_allow_two_pods_per_node(tmp_path: Path, require: Callable[..., None]) -> None:
+def test_dashboard_queries_allow_two_pods_per_node(tmp_path: Path, promtool: Callable[..., object]) -> None:
     """While a pod is replaced, the old and the new pod have the same instance; promtool evaluates recording rules."""
-    require("prometheus")
     dashboard = json.loads((ROOT / "deploy" / "grafana" / "whalebridge.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     queries += [annotation["expr"] for annotation in dashboard["annotations"]["list"]]
@@ -191,31 +191,20 @@ def test_dashboard_queries_allow_two_pods_per_node(tmp_path: Path, require: Call
     expected = [{"expr": f"count({name})", "eval_time": "10m", "exp_samples": [{"value": 4}]} for name in backlog_share]
     test = {"interval": "1m", "input_series": series, "promql_expr_test": expected}
     (tmp_path / "test.yaml").write_text(json.dumps({"rule_files": ["rules.yaml"], "tests": [test]}))
-    done = subprocess.run(
-        ["promtool", "test", "rules", "test.yaml"],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": search_path("prometheus")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool(["promtool", "test", "rules", "test.yaml"], directory=tmp_path)
 
 
 @one_engine
 def test_promtool_accepts_exposed_metrics(
-    container_factory: ContainerFactory, tmp_path: Path, require: Callable[..., None]
+    container_factory: ContainerFactory,
+    tmp_path: Path,
+    promtool: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    require("prometheus")
     with BridgeProcess(container_factory.address, tmp_path, environment=LOCAL) as bridge:
         client = HttpClient(bridge)
         bridge.wait_synced()
         text = client.get("/metrics").text
-    environment = {**os.environ, "PATH": search_path("prometheus")}
-    done = subprocess.run(
-        ["promtool", "check", "metrics"], input=text, env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert promtool(["promtool", "check", "metrics"], text=text).stderr == ""
 
 
 @one_engine

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tests.bridge_process import BridgeProcess
 from tests.documentation import ROOT, shell_commands
 from tests.integration.engines import one_engine
 from tests.testbed.containerd import Containerd
+from tests.testbed.process import run
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -32,7 +32,7 @@ class InstallSandbox:
         self.checkout = directory / "checkout"
         for path in ("opt", "etc/systemd/system", "etc/bash_completion.d", "usr/local/bin", "var/lib", "bin"):
             (self.root / path).mkdir(parents=True)
-        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        files = run(["git", "ls-files", "-z"], directory=ROOT).stdout
         for name in filter(None, files.split("\0")):
             (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, self.checkout / name)
@@ -46,16 +46,8 @@ class InstallSandbox:
     def run_line(self, line: str) -> str:
         command = re.sub(r"(?<![\w./])/(opt|etc|usr/local|var)/", rf"{self.root}/\1/", line)
         path = f"{self.root}/bin:{self.root}/usr/local/bin:/usr/bin:/bin"
-        result = subprocess.run(
-            ["sh", "-ec", command],
-            cwd=self.checkout,
-            env={**_pip_settings(), "PATH": path, "HOME": str(self.root)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, (line, result.stdout[-2000:], result.stderr[-2000:])
-        return result.stdout
+        environment = {**_pip_settings(), "PATH": path, "HOME": str(self.root)}
+        return run(["sh", "-ec", command], directory=self.checkout, env=environment, timeout=600).stdout
 
 
 def documented(title: str = "") -> list[str]:

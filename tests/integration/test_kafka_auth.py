@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.kafka import sink as kafka_sink
@@ -212,20 +213,23 @@ async def test_kafka_sink_needs_only_describe_and_write_permission(restricted_ka
     restricted_kafka.admin.create_topic("given")
     text = await publish_error(bootstrap, **acl_settings("least") | {"auto_create": False})
     assert_names(text, "user least", "topic closed", "Describe", "Write")
-    restricted_kafka.admin.allow("User:least", "write", "topic", "given")  # implies Describe
-    async with open_sink(bootstrap, "given", **acl_settings("least")) as sink:
-        await sink.publish([record(1)])
+    restricted_kafka.admin.allow("User:least", "write", "given")  # implies Describe
+    with capture_logs() as logs:
+        async with open_sink(bootstrap, "given", **acl_settings("least")) as sink:
+            await sink.publish([record(1)])
+    (unreadable,) = [line for line in logs if line["event"] == "topic_config_unreadable"]
+    assert_names(unreadable["hint"], "DescribeConfigs")
     assert len(restricted_kafka.admin.records("given")) == 1
 
 
 async def test_kafka_sink_creates_topic_when_permitted(restricted_kafka: Kafka) -> None:
     bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
-    restricted_kafka.admin.allow("User:owner", "write", "topic", "owned")
+    restricted_kafka.admin.allow("User:owner", "write", "owned")
     with raises_naming(TransientError, "topic owned", "user owner", "Create"):
         async with open_sink(bootstrap, "owned", **acl_settings("owner")):
             pass
-    restricted_kafka.admin.allow("User:owner", "create", "topic", "owned")
-    restricted_kafka.admin.allow("User:owner", "describe_configs", "topic", "owned")
+    restricted_kafka.admin.allow("User:owner", "create", "owned")
+    restricted_kafka.admin.allow("User:owner", "describe_configs", "owned")
     async with open_sink(bootstrap, "owned", **acl_settings("owner")) as sink:
         await sink.publish([record(1)])
     assert restricted_kafka.admin.describe("owned")["settings"]["cleanup.policy"] == "delete"
@@ -234,7 +238,7 @@ async def test_kafka_sink_creates_topic_when_permitted(restricted_kafka: Kafka) 
 async def test_kafka_sink_fails_when_write_permission_is_missing(restricted_kafka: Kafka) -> None:
     bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
     restricted_kafka.admin.create_topic("visible")
-    restricted_kafka.admin.allow("User:reader", "describe", "topic", "visible")
+    restricted_kafka.admin.allow("User:reader", "describe", "visible")
     with raises_naming(TransientError, "user reader", "topic visible"):
         async with open_sink(bootstrap, "visible", **acl_settings("reader")) as sink:
             await sink.publish([record(1)])
@@ -244,11 +248,11 @@ async def test_kafka_sink_needs_read_permission_on_state_topic(restricted_kafka:
     bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
     for topic, policy in (("stream", "delete"), ("state", "compact")):
         restricted_kafka.admin.create_topic(topic, settings={"cleanup.policy": policy})
-        restricted_kafka.admin.allow("User:stateful", "write", "topic", topic)
+        restricted_kafka.admin.allow("User:stateful", "write", topic)
     with raises_naming(TransientError, "user stateful", "state_topic state", "Read"):
         async with open_sink(bootstrap, "stream", state_topic="state", **acl_settings("stateful")) as sink:
             await sink.publish([record(1)])
-    restricted_kafka.admin.allow("User:stateful", "read", "topic", "state")
+    restricted_kafka.admin.allow("User:stateful", "read", "state")
     async with open_sink(bootstrap, "stream", state_topic="state", **acl_settings("stateful")) as sink:
         await sink.publish([record(1)])
     assert len(restricted_kafka.admin.records("state")) == 1
@@ -260,7 +264,7 @@ async def test_kafka_sink_identifies_record_rejected_by_broker_rule(
     """A compacted topic rejects records without a key; this user may not read the topic's `cleanup.policy`."""
     bootstrap, all_records = restricted_kafka.bootstrap_for("sasl_plaintext"), records(1000)
     restricted_kafka.admin.create_topic("keyed", settings={"cleanup.policy": "compact"})
-    restricted_kafka.admin.allow("User:keeper", "write", "topic", "keyed")
+    restricted_kafka.admin.allow("User:keeper", "write", "keyed")
 
     def messages_without_key(*arguments: Any) -> list[Message]:
         messages = event_messages(*arguments)

@@ -244,15 +244,6 @@ SINK = Permissions(
 )
 
 
-@pytest.mark.parametrize("create", [True, False])
-async def test_nats_sink_works_with_minimum_permissions(nats_factory: NatsFactory, create: bool) -> None:
-    auth = nats_auth.users_config({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
-    peer = nats_factory(auth=auth)
-    if not create:
-        await check_publish(peer, auth={"user": "admin", "password": SECRET})
-    await check_publish(peer, auth={"user": "bridge", "password": SECRET}, stream={"auto_create": create})
-
-
 @pytest.mark.parametrize(
     ("missing", "denied_action"),
     [

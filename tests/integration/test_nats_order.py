@@ -145,18 +145,6 @@ async def test_nats_sink_identifies_record_above_stream_limit(nats: Nats) -> Non
         assert record_positions(await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")) == record_positions(small)
 
 
-async def test_nats_sink_rejects_record_above_max_payload_unsent(nats: Nats) -> None:
-    sink = await start_sink(nats, "above")
-    limit = nats.monitor("varz")["max_payload"]
-    near_limit = record(1, labels={"size": "x" * (limit - 3000)})
-    with raises_naming(RejectedRecordError, f"{limit} bytes", "max_payload"):
-        await sink.publish([record(2, labels={"size": "x" * (limit - 400)})])
-    before = nats.monitor("varz")["total_connections"]
-    await sink.publish([near_limit])
-    await sink.close()
-    assert nats.monitor("varz")["total_connections"] == before
-
-
 @pytest.mark.parametrize("atomic", ATOMIC)
 async def test_nats_sink_detects_stream_limit_added_later(nats: Nats, atomic: bool) -> None:
     subject = f"later_{atomic}"

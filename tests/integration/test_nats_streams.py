@@ -21,23 +21,6 @@ from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Permissions
 from tests.testbed.server import HOST
 
-HOSTILE = [
-    "*",
-    ">",
-    "a.b",
-    "a b",
-    "a\r\nPUB x 0\r\n",
-    "größe",
-    "..",
-    "$JS.API.>",
-    "=41",
-    "",
-    "_",
-    "\x00",
-    "a\tb",
-    "容器",
-]
-
 
 async def start_error(peer: Nats, subject: str, **options: Any) -> str:
     sink = NatsSink(settings(peer, subject, **options), SystemClock())
@@ -174,40 +157,6 @@ async def test_nats_sink_publishes_in_jetstream_domain(nats_factory: NatsFactory
 
 
 # --- subjects ---
-
-
-async def test_nats_sink_keeps_hostile_names_in_one_subject_token(nats: Nats) -> None:
-    sink = await start_sink(nats, "hostile", subject_template="{host}.{namespace}.{project}.{type}")
-    published = [
-        record(
-            number,
-            host="node-1" if value in ("", "\x00") else value,
-            namespace=value or "x",
-            project=value,
-            id_=value or "x",
-        )
-        for number, value in enumerate(HOSTILE, 1)
-    ]
-    await sink.publish(published)
-    await sink.close()
-    async with StreamReader(nats) as reader:
-        stored = await reader.read_stored("WHALEBRIDGE_HOSTILE")
-    assert [each.data for each in stored] == [each.data for each in published]
-    for message in stored:
-        assert len(message.subject.split(".")) == 5
-        assert all(character.isalnum() or character in "_=-." for character in message.subject)
-        assert set(message.headers) >= {"Nats-Msg-Id", "ce-id", "ce-source", "ce-subject"}
-
-
-async def test_nats_sink_publishes_records_with_4_kib_project(nats: Nats) -> None:
-    sink = await start_sink(nats, "long", subject_template="{project}.{type}")
-    long = [record(number, project="größe " * 700 + str(number)) for number in (1, 2)]
-    await sink.publish([*long, record(3)])
-    await sink.close()
-    async with StreamReader(nats) as reader:
-        stored = await reader.read_stored("WHALEBRIDGE_LONG")
-    assert record_positions(stored) == record_positions(records(3))
-    assert len({each.subject for each in stored}) == 3
 
 
 # --- core mode ---

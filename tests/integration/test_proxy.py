@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import cast
@@ -35,7 +34,6 @@ from tests.integration.proxy_calls import (
     send_garbage,
     stream_call,
     unary_call,
-    unique_id,
     wait_ready,
     without_container_events,
 )
@@ -72,22 +70,6 @@ class TestDeniedCalls:
         lines = proxy.log_lines("call_denied")
         assert len(lines) <= 110
         assert lines[0]["method"] in denied
-
-    def test_proxy_denies_changes_by_ctr(self, engine: Containerd, proxy: ProxyProcess, container: str) -> None:
-        def ctr(*words: str) -> str:
-            command = engine.sandboxed_command("ctr", "--address", proxy.address, *words)
-            result = subprocess.run(command, env=engine.env, capture_output=True, text=True, timeout=30, check=False)
-            assert result.returncode != 0
-            return result.stderr
-
-        denied = "proxy"  # not in the error messages of containerd
-        assert denied in ctr("tasks", "kill", "--signal", "SIGKILL", container)
-        assert ctr("tasks", "exec", "--exec-id", "x", container, "true")  # ctr fails earlier, as the spec is missing
-        assert denied in ctr("containers", "label", container, "colour=red")
-        assert denied in ctr("run", "--rm", "docker.io/library/busybox:latest", unique_id("new"), "true")
-        assert denied in ctr("namespaces", "create", "new")
-        assert engine.tasks()[container] == "RUNNING"
-        assert '"colour": "blue"' in engine.ctr("containers", "info", container).stdout
 
     async def test_proxy_denies_published_events_other_than_markers(
         self, engine: Containerd, proxied: grpc.aio.Channel

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, RecordDict, check_runs, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, summary, transitions
 from tests.eventually import eventually
-from tests.integration.delivery import ContainerChurn
-from tests.integration.engines import one_engine
-from tests.integration.line_reader import read_file
+from tests.integration.delivery import ContainerChurn, complete_records
 from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
@@ -36,6 +32,12 @@ def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
 
 def bridge(engine: Containerd, directory: Path, *flags: str) -> BridgeProcess:
     return BridgeProcess(engine.address, directory, *flags, state_dir=directory / "state")
+
+
+def read_file(path: Path) -> list[RecordDict]:
+    """Read a file of all runs by the rules for consumers; a line that a SIGKILL truncated precedes a complete one."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return complete_records([line[line.rfind(b'{"version":1,') :] for line in lines])
 
 
 def published_about(records: list[RecordDict], id_: str) -> list[tuple[str, str, int | None]]:
@@ -60,14 +62,12 @@ def test_changes_are_inferred_when_bridge_restarts(containerd: Containerd, tmp_p
     containerd.ctr("task", "start", "--detach", "--null-io", RESTARTED)
     containerd.ctr("task", "pause", PAUSES)
     containerd.run(CREATED, "sleep", "86400")
-    before = len(read_file(first.out).records)
+    before = len(read_file(first.out))
     with bridge(containerd, tmp_path) as second:
         second.wait(
             lambda records: published_containers(records) == listed_containers(containerd), "the state of containerd"
         )
-    reader = read_file(second.out)
-    records = reader.records[before:]
-    check_runs(reader.records)
+    records = read_file(second.out)[before:]
     assert published_about(records, EXITS) == [("exited", "inferred", None)]
     assert published_about(records, STOPS) == [("exited", "inferred", 137)]
     assert [each[:2] for each in published_about(records, RESTARTED)] == [
@@ -100,35 +100,11 @@ def test_bridge_agrees_with_containerd_after_kills_under_churn(engine: Container
             "the state of containerd",
             60,
         )
-    reader = read_file(last.out)
-    assert reader.epoch_count > KILLS // 4
-    check_runs(reader.records)
+    records = read_file(last.out)
+    assert len({each["epoch"] for each in records}) > KILLS // 4
     listed = listed_containers(engine, churn.namespace)
-    assert published_containers(reader.records) == listed, list(map(summary, reader.records))
+    assert published_containers(records) == listed, list(map(summary, records))
     churn.remove_all()
-
-
-@one_engine
-def test_bridge_stops_in_time_without_loss_when_broker_hangs(engine: Containerd, tmp_path: Path) -> None:
-    """The server accepts connections and never responds."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        flags = ["--state-dir", f"{tmp_path}/state", "--sink", "stdout:"]
-        with BridgeProcess(engine.address, tmp_path, *flags, "--sink", f"kafka://127.0.0.1:{port}/t") as both:
-            both.wait_synced()
-            both.process.terminate()
-            began = time.monotonic()
-            assert both.process.wait(30) == 0
-            assert time.monotonic() - began < 20  # a loaded machine ends processes slowly
-        times = [both.log_lines(event)[0]["timestamp"] for event in ("shutdown_started", "shutdown_incomplete")]
-        started, incomplete = map(datetime.fromisoformat, times)
-        assert (incomplete - started).total_seconds() < 9, "the timeout is 10 s, part of it for closing"
-    before = len(read_file(both.out).records)
-    assert before >= 2, "the hung sink blocked the other one"
-    with BridgeProcess(engine.address, tmp_path, *flags) as bridge_without_broker:
-        bridge_without_broker.wait_synced(2)
-    assert '"sink": "kafka", "backlog": ' in bridge_without_broker.log.read_text()
-    assert read_file(bridge_without_broker.out).duplicates == 0
 
 
 @contextmanager

@@ -31,6 +31,13 @@ def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
     return engine_factory()
 
 
+def start_containers(containerd: Containerd, bridge: BridgeProcess, *ids: str) -> None:
+    bridge.wait_synced()
+    for id_ in ids:
+        containerd.run(id_, "sleep", "86400")
+    bridge.wait(lambda records: len(transitions(records)) == len(ids), "all starts")
+
+
 def is_running(pid: int) -> bool:
     """Return whether a process exists and is not a zombie; a hung shim does not reap its children."""
     try:
@@ -58,11 +65,9 @@ def check_kill_while_containerd_is_down(
     """Kill the processes that `find_pids` returns for a container while containerd is down; three containers stay."""
     ids = [f"gap{number}-{os.getpid()}" for number in range(6)]
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_synced()
-        for id_ in ids:
-            containerd.run(id_, "sleep", "86400")
+        start_containers(containerd, bridge, *ids)
         containerd.ctr("task", "pause", ids[5])
-        bridge.wait(lambda records: len(transitions(records)) == 7, "all starts and the pause")
+        bridge.wait(lambda records: len(transitions(records)) == 7, "the pause")
         killed = [pid for id_ in ids[:3] for pid in find_pids(id_)]
         down = time.time()
         containerd.kill()
@@ -89,10 +94,7 @@ def check_kill_while_containerd_is_down(
 def test_restart_during_outage_creates_second_incarnation(containerd: Containerd, tmp_path: Path) -> None:
     """While the bridge is suspended (SIGSTOP), a container exits and restarts, and containerd is killed."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_synced()
-        for id_ in (RESTARTED, STAYS):
-            containerd.run(id_, "sleep", "86400")
-        bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
+        start_containers(containerd, bridge, RESTARTED, STAYS)
         with suspended(bridge.process.pid):
             containerd.ctr("task", "kill", "--signal", "SIGKILL", RESTARTED)
             eventually(lambda: containerd.tasks()[RESTARTED] == "STOPPED", "the exit")
@@ -115,10 +117,7 @@ def test_restart_during_outage_creates_second_incarnation(containerd: Containerd
 def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tmp_path: Path) -> None:
     """containerd hangs until the bridge reconnects, and then one shim does not respond."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_synced()
-        for id_ in (HUNG, RESPONSIVE):
-            containerd.run(id_, "sleep", "86400")
-        bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
+        start_containers(containerd, bridge, HUNG, RESPONSIVE)
         pid = init_pid(containerd, HUNG)
         shims = containerd.shim_pids("default", HUNG)
         assert shims
@@ -157,10 +156,7 @@ def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Contain
 def test_exit_is_published_once_when_shim_hangs_during_restart(containerd: Containerd, tmp_path: Path) -> None:
     """containerd abandons the shim and kills its container: the bridge publishes this exit and no other."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_synced()
-        for id_ in (HUNG, RESPONSIVE):
-            containerd.run(id_, "sleep", "86400")
-        bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
+        start_containers(containerd, bridge, HUNG, RESPONSIVE)
         pid = init_pid(containerd, HUNG)
         with suspended(*containerd.shim_pids("default", HUNG)):
             containerd.kill()

@@ -21,7 +21,7 @@ from tests.integration.notify_socket import NotifySocket
 from tests.proxy_process import ProxyProcess
 from tests.testbed import systemd
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import suspend_process
+from tests.testbed.process import run, suspend_process
 
 DIRECTORY = ROOT / "deploy" / "systemd"
 UNIT = DIRECTORY / "whalebridge.service"
@@ -34,13 +34,7 @@ def analyze(require: Callable[..., None]) -> Callable[..., subprocess.CompletedP
     require(*systemd.COMPONENTS)
 
     def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["systemd-analyze", *arguments],
-            env=systemd.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run(["systemd-analyze", *arguments], env=systemd.environment(), check=False)
 
     return analyze
 

@@ -6,23 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.eventually import eventually
-from tests.integration.engines import one_engine_factory
 from tests.integration.leaks import find_leaks
 from tests.testbed import nats as nats_peer
 from tests.testbed.containerd import Containerd, busybox_path, components
-from tests.testbed.debian_mirror import DebianMirror
-from tests.testbed.dockerd import Docker
 from tests.testbed.image import oci_archive
 from tests.testbed.nats import Nats
-from tests.testbed.sandbox import LINKS_FILE
 
 ContainerdFactory = Callable[[], Containerd]
 
@@ -52,21 +46,6 @@ def test_testbed_containerd_leaves_nothing_behind(engine_factory: ContainerdFact
     assert find_leaks(engine.directory, unique_id("left-*"))
     engine.close()
     assert find_leaks(engine.directory, unique_id("left-*")) == []
-
-
-@one_engine_factory
-def test_testbed_docker_removes_network_on_close(
-    engine_factory: ContainerdFactory, require: Callable[..., None]
-) -> None:
-    require("docker")
-    engine = engine_factory()
-    with Docker(engine, ports=True) as docker:
-        docker.docker("run", "--detach", "--publish=127.0.0.1::80", "busybox:latest", "sleep", "86400")
-        (bridge,) = (engine.directory / LINKS_FILE).read_text().split()
-        assert len(list(Path("/sys/class/net", bridge, "brif").iterdir())) == 1
-    engine.close()
-    assert not Path("/sys/class/net", bridge).exists()
-    assert find_leaks(engine.directory) == []
 
 
 def test_testbed_brokers_leave_nothing_behind(nats_factory: Callable[..., Nats]) -> None:
@@ -115,29 +94,3 @@ def test_testbed_server_is_cleaned_up_when_tests_are_killed(
         assert find_leaks(directory, orphan)
         tests.kill()
     eventually(lambda: not find_leaks(directory, orphan), "the sandbox to clean up", within=120)
-
-
-def test_testbed_debian_mirror_keeps_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indices are refreshed while the upstream server responds; packages never change."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    paths = ("debian/dists/trixie/InRelease", "debian/pool/main/a/a/a_1+1_amd64.deb")
-
-    def write(text: str) -> None:
-        for path in paths:
-            (tmp_path / "upstream" / path).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "upstream" / path).write_text(text)
-
-    def fetch(mirror: DebianMirror, path: str) -> str:
-        with urllib.request.urlopen(f"{mirror.url}/{path}", timeout=30) as response:  # noqa: S310 - our own server
-            content: bytes = response.read()
-        return content.decode()
-
-    write("first")
-    with DebianMirror((tmp_path / "upstream").as_uri()) as mirror:
-        assert [fetch(mirror, path.replace("+", "%2b")) for path in paths] == ["first", "first"]
-        write("second")
-        assert [fetch(mirror, path.replace("+", "%2b")) for path in paths] == ["second", "first"]
-        with pytest.raises(urllib.error.HTTPError, match=r"404|502"):
-            fetch(mirror, "debian/../etc/passwd")
-    with DebianMirror("http://127.0.0.1:1") as mirror:
-        assert fetch(mirror, paths[0]) == "second"

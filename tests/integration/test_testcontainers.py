@@ -1,21 +1,22 @@
 """The bridge with brokers of testcontainers, which run on any machine with Docker.
 
-By default, the tests build the images from the testbed's brokers. WHALEBRIDGE_TEST_NATS_IMAGE and
-WHALEBRIDGE_TEST_KAFKA_IMAGE select others (`nats:2`, `confluentinc/cp-kafka:8.1.0`), if a registry can be reached.
+WHALEBRIDGE_TEST_NATS_IMAGE and WHALEBRIDGE_TEST_KAFKA_IMAGE select the images (`nats:2`,
+`confluentinc/cp-kafka:8.1.0`), if a registry can be reached. By default, the containers run this machine's programs,
+which must be Docker's machine: the image is a busybox with the scripts that KafkaContainer expects in
+`confluentinc/cp-kafka`, and `/host` is the root directory of the machine.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import docker  # type: ignore[import-untyped]
-import nats
 import pytest
 from aiokafka.errors import UnknownTopicOrPartitionError
-from nats.js.errors import NotFoundError
 from testcontainers.community.kafka import KafkaContainer
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
@@ -23,12 +24,17 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
-from tests.integration.delivery import check_gapless, deduplicated_records, without_heartbeats
+from tests.integration.delivery import complete_records, deduplicated_records, read_stream, without_heartbeats
 from tests.integration.engines import one_engine
-from tests.testbed.broker_images import Image, kafka_image, nats_image
-from tests.testbed.containerd import Containerd
+from tests.testbed.components import cache_directory
+from tests.testbed.containerd import Containerd, busybox_path
 from tests.testbed.image import NAME as IMAGE
+from tests.testbed.image import layer
+from tests.testbed.install import search_path
+from tests.testbed.kafka import COMPONENTS as KAFKA
 from tests.testbed.kafka_admin import KafkaAdmin
+
+ContainerT = TypeVar("ContainerT", bound=DockerContainer)
 
 # The clients of testcontainers leave connections to the engine open.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -43,18 +49,33 @@ def testcontainers_engine(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def nats_url(tmp_path: Path) -> Iterator[str]:
-    name = os.environ.get("WHALEBRIDGE_TEST_NATS_IMAGE") or import_image(nats_image, tmp_path)
+def nats_url(require: Callable[..., None], tmp_path: Path) -> Iterator[str]:
     # testcontainers' NatsContainer uses a deprecated wait strategy.
+    if name := os.environ.get("WHALEBRIDGE_TEST_NATS_IMAGE"):
+        container = DockerContainer(name).with_command("-js")
+    else:
+        require("nats-server")
+        server = shutil.which("nats-server", path=search_path("nats-server"))
+        container = with_host(DockerContainer(import_busybox(tmp_path)), tmp_path).with_command(f"/host{server} -js")
     ready = LogMessageWaitStrategy("Server is ready")
-    with DockerContainer(name).with_exposed_ports(4222).with_command("-js").waiting_for(ready) as container:
+    with container.with_exposed_ports(4222).waiting_for(ready):
         yield f"nats://{container.get_container_host_ip()}:{container.get_exposed_port(4222)}"
 
 
 @pytest.fixture
-def kafka_bootstrap(tmp_path: Path) -> Iterator[str]:
-    name = os.environ.get("WHALEBRIDGE_TEST_KAFKA_IMAGE") or import_image(kafka_image, tmp_path)
-    container = KafkaContainer(name).with_kraft()
+def kafka_bootstrap(require: Callable[..., None], tmp_path: Path) -> Iterator[str]:
+    if name := os.environ.get("WHALEBRIDGE_TEST_KAFKA_IMAGE"):
+        container = KafkaContainer(name).with_kraft()
+    else:
+        require(*KAFKA)
+        scripts = tmp_path / "scripts"
+        scripts.mkdir()
+        for name, content in SCRIPTS.items():
+            (scripts / name).write_text(content.format(scripts=scripts, libraries=f"{cache_directory()}/kafka/libs"))
+            (scripts / name).chmod(0o755)
+        container = with_host(KafkaContainer(import_busybox(tmp_path)), tmp_path).with_kraft()
+        container.with_volume_mapping(str(scripts), "/etc/confluent/docker", "rw")
+        container.with_env("PATH", "/bin:/etc/confluent/docker")
     try:
         container.start(timeout=120)  # the default of 30 s is too short for a loaded machine
         yield container.get_bootstrap_server()
@@ -62,16 +83,43 @@ def kafka_bootstrap(tmp_path: Path) -> Iterator[str]:
         container.stop()
 
 
-def import_image(make: Callable[[Path], Image], directory: Path) -> str:
-    """Build an image, import it into the engine, and return its name."""
+SCRIPTS = {
+    "bash-config": "",
+    # KAFKA_ADVERTISED_LISTENERS=... becomes advertised.listeners=...; testcontainers appends a call of kafka-storage.
+    "configure": r"""#!/bin/sh
+env | grep '^KAFKA_' | while IFS='=' read -r name value; do
+    echo "$(echo "${{name#KAFKA_}}" | tr 'A-Z_' 'a-z.')=$value"
+done > /host{scripts}/kafka.properties
+echo 'log.dirs={scripts}/data' >> /host{scripts}/kafka.properties
+""",
+    "kafka-storage": """#!/bin/sh
+exec chroot /host java -cp '{libraries}/*' kafka.tools.StorageTool "$1" "$2" "$3" "$4" "$5" {scripts}/kafka.properties
+""",
+    "launch": """#!/bin/sh
+exec chroot /host java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \\
+    -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -Dorg.slf4j.simpleLogger.log.kafka.server=info \\
+    -cp '{libraries}/*' kafka.Kafka {scripts}/kafka.properties
+""",
+}
+
+
+def import_busybox(directory: Path) -> str:
+    """Import busybox into the engine, and return its name, with a version of Kafka that supports KRaft."""
+    archive = directory / "busybox.tar"
+    archive.write_bytes(layer(busybox_path()))
     client = docker.from_env()
     try:
-        image = make(directory)
-        options = {"repository": image.repository, "tag": image.tag, "changes": list(image.changes)}
-        client.api.import_image(src=str(image.archive), **options)
+        client.api.import_image(src=str(archive), repository="whalebridge-testbed/cp-kafka", tag="8.3.1")
     finally:
         client.close()
-    return image.name
+    return "whalebridge-testbed/cp-kafka:8.3.1"
+
+
+def with_host(container: ContainerT, directory: Path) -> ContainerT:
+    """Mount this machine's root directory, of which only a directory can be written."""
+    container.with_volume_mapping("/", "/host", "ro")
+    container.with_volume_mapping(str(directory), f"/host{directory}", "rw")
+    return container
 
 
 @one_engine
@@ -94,8 +142,7 @@ def test_bridge_publishes_same_records_to_testcontainers_brokers(
     engine.ctr("containers", "delete", id_, namespace=namespace)
     values = _kafka_values(kafka_bootstrap)
     assert values == _nats_values(nats_url)
-    records = deduplicated_records(values)
-    check_gapless(records)
+    records = complete_records(values)
     assert [(each["type"], each["exit"] and each["exit"]["status"]) for each in transitions(records)] == [
         ("started", None),
         ("exited", 7),
@@ -114,18 +161,4 @@ def _kafka_values(bootstrap: str) -> list[bytes]:
 
 
 def _nats_values(url: str) -> list[bytes]:
-    try:
-        return without_heartbeats(asyncio.run(_stream_values(url)))
-    except NotFoundError:  # no stream yet
-        return []
-
-
-async def _stream_values(url: str) -> list[bytes]:
-    client = await nats.connect(url)
-    try:
-        stream = client.jetstream()
-        count = (await stream.stream_info("WHALEBRIDGE_LIFECYCLE")).state.messages
-        messages = [await stream.get_msg("WHALEBRIDGE_LIFECYCLE", seq) for seq in range(1, count + 1)]
-        return [message.data or b"" for message in messages]
-    finally:
-        await client.close()
+    return [message.data for message in read_stream(url, "WHALEBRIDGE_LIFECYCLE")]

@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from bridge.containerd.whalewatcher_api import Container, ContainerdWatcher, ContainerEventType
-from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
-from tests.integration.engines import one_engine, one_engine_factory
+from bridge.core.errors import NotFoundError
+from tests.integration.engines import one_engine
 from tests.naming import raises_naming
 from tests.simulator.state import IMAGE
 from tests.testbed.containerd import Containerd
@@ -98,46 +98,6 @@ async def test_watcher_reports_lifecycle_and_lists_container(
     assert await watcher.list() == []
     with raises_naming(NotFoundError, container.id, "STOPPED"):
         await watcher.inspect("web")
-
-
-@one_engine
-async def test_watcher_names_candidates_when_id_is_ambiguous(
-    namespace: NamespaceDriver, watcher: ContainerdWatcher
-) -> None:
-    prefix = f"same-{os.getpid()}-{next(_numbers)}"
-    await namespace.run(f"{prefix}-a")
-    await namespace.run(f"{prefix}-b")
-    display = f"{namespace.name}/{prefix}"
-    with raises_naming(AmbiguousError, f"'{prefix}'", f"{display}-a, {display}-b"):
-        await watcher.inspect(prefix)
-    with raises_naming(NotFoundError, "'unknown'"):
-        await watcher.inspect("unknown")
-
-
-@one_engine
-async def test_watcher_excludes_docker_unless_included(engine: Containerd) -> None:
-    moby = NamespaceDriver(engine)
-    moby.name = "moby"
-    await asyncio.to_thread(engine.import_image, "moby")
-    id_ = f"docker-{os.getpid()}-{next(_numbers)}"
-    await moby.run(id_)
-    async with ContainerdWatcher.at(engine.address) as watcher:
-        assert f"moby/{id_}" not in {container.id for container in await watcher.list()}
-        with pytest.raises(NotFoundError):
-            await watcher.inspect(f"moby/{id_}")
-    async with ContainerdWatcher.at(engine.address, include=["moby"]) as watcher:
-        assert (await watcher.inspect(f"moby/{id_}")).id == f"moby/{id_}"
-    await moby.ctr("tasks", "delete", "--force", id_)
-    await moby.ctr("containers", "delete", id_)
-
-
-@one_engine_factory
-async def test_watcher_raises_transient_error_when_stream_is_lost(engine_factory: Callable[[], Containerd]) -> None:
-    engine = engine_factory()
-    async with ContainerdWatcher.at(engine.address) as watcher, watcher.lifecycle_events() as events:
-        await asyncio.to_thread(engine.stop)
-        with raises_naming(TransientError, engine.address):
-            await anext(events)
 
 
 @one_engine

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import msgspec
-import nats.aio.client
-from nats.js.api import AckPolicy, ConsumerConfig
 
+from tests.bridge_process import RecordDict
 from tests.eventually import eventually
-
-RecordDict = dict[str, Any]
+from tests.integration.delivery import read_stream
 
 STREAM = "WHALEBRIDGE_CONTAINERS"
 
@@ -26,9 +22,8 @@ class StreamReader:
 
     def all(self) -> list[RecordDict]:
         """Return all records except heartbeats, in the order of the stream, without duplicates."""
-        records = asyncio.run(self._read())
-        unique = {(each["epoch"], each["sequence"]): each for each in records if each["type"] != "heartbeat"}
-        return list(unique.values())
+        records = [msgspec.json.decode(each.data) for each in read_stream(self.url, STREAM)]
+        return list({(each["epoch"], each["sequence"]): each for each in records}.values())
 
     def of_pod(self, pod: str) -> list[RecordDict]:
         """Return the records about a pod's containers."""
@@ -44,24 +39,6 @@ class StreamReader:
 
         eventually(holds, what, within=timeout)
         return records
-
-    async def _read(self) -> list[RecordDict]:
-        client = nats.aio.client.Client()
-        await client.connect([self.url])
-        try:
-            stream = client.jetstream(timeout=10)
-            count = (await stream.stream_info(STREAM)).state.messages
-            # By default, a server deletes a consumer after 5 s without activity.
-            config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
-            subscription = await stream.pull_subscribe(">", stream=STREAM, config=config)
-            records: list[RecordDict] = []
-            while len(records) < count:
-                page = await subscription.fetch(min(1000, count - len(records)), timeout=10)
-                records += [msgspec.json.decode(each.data) for each in page]
-            await subscription.unsubscribe()
-            return records
-        finally:
-            await client.close()
 
 
 def pod_of(record: RecordDict) -> RecordDict:

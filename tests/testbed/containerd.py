@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-from tests.eventually import eventually
 from tests.testbed import image, sandbox
 from tests.testbed.components import cache_directory
 from tests.testbed.install import search_path
-from tests.testbed.process import Closing, pids_with_arguments, run, suspend_process
+from tests.testbed.process import Closing, Daemon, pids_with_arguments, run
 
 Version = Literal["1.6", "2.4"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
@@ -52,9 +50,10 @@ disabled_plugins = [
 """
 
 
-class Containerd(Closing):
+class Containerd(Daemon, Closing):
     """One containerd of the given version; it runs within the context and is removed with its containers on exit.
 
+    Containers and their shims keep running when it is stopped or killed.
     Containers of instances that run at the same time need different ids: runc names their cgroups NAMESPACE/ID.
     """
 
@@ -68,8 +67,8 @@ class Containerd(Closing):
         self.version: Version = version
         # The path of a unix socket has at most 108 bytes: TMPDIR and pytest's directories may be too long.
         self.directory = directory or Path(tempfile.mkdtemp(prefix="whalebridge-", dir="/tmp"))
+        super().__init__(f"containerd {version}", self.directory / "containerd.log")
         self.address = f"{self.directory}/c.sock"
-        self.log = self.directory / "containerd.log"
         # Remove a developer's settings for other instances of containerd and Docker.
         prefixes = ("CONTAINERD_", "NERDCTL_", "DOCKER_", "COMPOSE_")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
@@ -78,60 +77,22 @@ class Containerd(Closing):
         # containerd and nerdctl leave files in TMPDIR.
         self.env["TMPDIR"] = f"{self.directory}/tmp"
         self._sandbox: subprocess.Popen[str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """The process id of containerd itself."""
-        if self._process is None:
-            raise RuntimeError("containerd is not running")
-        return self._process.pid
 
     def start(self) -> None:
         """Start containerd, and wait until it responds."""
         if self._sandbox is None:
             self._sandbox = self._start_sandbox()
-        config = self.directory / "config.toml"
-        config.write_text(self._write_config())
-        self._process = self.spawn("containerd", "--config", str(config), log=self.log)
+        (self.directory / "config.toml").write_text(self._write_config())
+        self.launch()
         self.wait_ready()
+        self.ctr("version")
 
-    def wait_ready(self, timeout: float = 30) -> None:
-        """Wait until the socket accepts connections.
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return self.spawn("containerd", "--config", f"{self.directory}/config.toml", log=self.log)
 
-        Raises:
-            RuntimeError: containerd has exited; the message has the end of its log.
-        """
-
-        def accepts_connections() -> bool:
-            if self._process is not None and self._process.poll() is not None:
-                raise RuntimeError(f"containerd {self.version} exited: {self.log.read_text()[-2000:]}")
-            with socket.socket(socket.AF_UNIX) as client:
-                return client.connect_ex(self.host_path(self.address)) == 0
-
-        eventually(accepts_connections, f"containerd {self.version} at {self.address}", within=timeout)
-        self.ctr("version", timeout=timeout)
-
-    def stop(self) -> None:
-        """Stop containerd with SIGTERM; containers and their shims keep running."""
-        self._signal_and_wait(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill containerd with SIGKILL; containers and their shims keep running."""
-        self._signal_and_wait(signal.SIGKILL)
-
-    def restart(self) -> None:
-        """Stop and start containerd."""
-        self.stop()
-        self.start()
-
-    def suspend(self) -> None:
-        """Suspend containerd with SIGSTOP: its socket still accepts connections, but does not respond."""
-        suspend_process(self.pid)
-
-    def resume(self) -> None:
-        """Resume containerd after `suspend`."""
-        os.kill(self.pid, signal.SIGCONT)
+    def _responds(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(self.host_path(self.address)) == 0
 
     def close(self) -> None:
         """Stop and remove everything that this instance started or created."""
@@ -227,18 +188,6 @@ class Containerd(Closing):
 
     def _write_config(self) -> str:
         return _CONFIG_TEMPLATE.format(directory=self.directory)
-
-    def _signal_and_wait(self, signal_number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(signal_number)
-        process.send_signal(signal.SIGCONT)  # it may be suspended
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(20)
 
 
 def busybox_path() -> Path:

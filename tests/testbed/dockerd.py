@@ -7,15 +7,14 @@ import random
 import subprocess
 from pathlib import Path
 
-from tests.eventually import eventually
 from tests.testbed import image
 from tests.testbed.components import cache_directory
 from tests.testbed.containerd import Containerd, busybox_path
-from tests.testbed.process import Closing, run
+from tests.testbed.process import Closing, Daemon, run
 from tests.testbed.sandbox import LINKS_FILE
 
 
-class Docker(Closing):
+class Docker(Daemon, Closing):
     """Debian's dockerd, with its directories below that of its containerd; it runs within the context.
 
     It has the image `busybox:latest`. Without `ports`, it has no network, and `docker run` needs `--network=host`. With
@@ -26,8 +25,8 @@ class Docker(Closing):
         self.engine = engine
         self._ports = ports
         self.directory = engine.directory / "docker"
+        super().__init__("dockerd", self.directory / "dockerd.log")
         self.host = f"unix://{self.directory}/d.sock"
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start dockerd, wait until it responds, and import its image."""
@@ -49,38 +48,32 @@ class Docker(Closing):
             "cgroup-parent": "/moby",
             "oom-score-adjust": 0,  # the default, -500, requires CAP_SYS_RESOURCE
         }
-        file = self.directory / "daemon.json"
-        file.write_text(json.dumps(config))
-        log = self.directory / "dockerd.log"
-        # The component includes a library that a minimal Debian lacks.
-        libraries = ":".join(map(str, (cache_directory() / "debian" / "docker").glob("**/*-linux-gnu*")))
-        dockerd = ("env", f"LD_LIBRARY_PATH={libraries}", "dockerd", f"--config-file={file}")
-        process = self._process = self.engine.spawn(*dockerd, log=log)
-
-        def is_ready() -> bool:
-            if process.poll() is not None:
-                raise RuntimeError(f"dockerd exited: {log.read_text()[-2000:]}")
-            return self.docker("version", check=False).returncode == 0
-
-        eventually(is_ready, f"dockerd at {self.host}", within=60)
+        (self.directory / "daemon.json").write_text(json.dumps(config))
+        self.launch()
+        self.wait_ready()
         archive = self.directory / "layer.tar"
         archive.write_bytes(image.layer(busybox_path()))
         self.docker("import", str(archive), "busybox:latest")
 
     def close(self) -> None:
         """Remove all containers, and stop dockerd."""
-        if self._process is None:
+        if not self.running:
             return
         try:
             # Otherwise, dockerd waits up to 10 s for each container to exit on SIGTERM.
             if containers := self.docker("ps", "--all", "--quiet").stdout.split():
                 self.docker("rm", "--force", *containers)
-            self._process.terminate()
-            self._process.wait(20)
         finally:
-            self._process.kill()
-            self._process.wait(20)
-            self._process = None
+            self.stop()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        # The component includes a library that a minimal Debian lacks.
+        libraries = ":".join(map(str, (cache_directory() / "debian" / "docker").glob("**/*-linux-gnu*")))
+        dockerd = ("env", f"LD_LIBRARY_PATH={libraries}", "dockerd", f"--config-file={self.directory}/daemon.json")
+        return self.engine.spawn(*dockerd, log=self.log)
+
+    def _responds(self) -> bool:
+        return self.docker("version", check=False).returncode == 0
 
     def docker(self, *args: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run docker; with `check`, a failure raises CommandError with its output."""

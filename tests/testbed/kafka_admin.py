@@ -23,26 +23,9 @@ from tests.eventually import eventually
 
 _T = TypeVar("_T")
 
-Resource = Literal["topic", "group", "cluster", "transactional_id"]
-Operation = Literal[
-    "all", "read", "write", "create", "delete", "alter", "describe", "describe_configs", "alter_configs",
-    "idempotent_write",
-]  # fmt: skip
-_RESOURCES: dict[Resource, int] = {"topic": 2, "group": 3, "cluster": 4, "transactional_id": 5}
-_OPERATIONS: dict[Operation, int] = {
-    "all": 2,
-    "read": 3,
-    "write": 4,
-    "create": 5,
-    "delete": 6,
-    "alter": 7,
-    "describe": 8,
-    "describe_configs": 10,
-    "alter_configs": 11,
-    "idempotent_write": 12,
-}
-_LITERAL, _PREFIXED = 3, 4
-_ALLOW = 3
+Operation = Literal["read", "write", "create", "describe", "describe_configs"]
+_OPERATIONS: dict[Operation, int] = {"read": 3, "write": 4, "create": 5, "describe": 8, "describe_configs": 10}
+_TOPIC, _LITERAL, _ALLOW = 2, 3, 3
 _NO_DEADLINE = 2**63 - 1  # the default of flush.messages
 
 
@@ -76,23 +59,17 @@ class KafkaAdmin:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """Create a topic; -1 replicas: the brokers' default."""
-
-        async def work(admin: AIOKafkaAdminClient) -> None:
-            # With -1 replicas, the constructor requires an assignment, and the broker requires that it is empty.
-            assignment: dict[int, list[int]] | None = {} if replicas == -1 else None
-            new_topic = NewTopic(topic, partitions, replicas, assignment, dict(settings or {}))
-            _check((code, message) for _, code, message, *_ in (await admin.create_topics([new_topic])).topic_errors)
-
-        self._with_admin(work)
+        # With -1 replicas, the constructor requires an assignment, and the broker requires that it is empty.
+        assignment: dict[int, list[int]] | None = {} if replicas == -1 else None
+        new_topic = NewTopic(topic, partitions, replicas, assignment, dict(settings or {}))
+        response = self._with_admin(lambda admin: admin.create_topics([new_topic]))
+        _check((code, message) for _, code, message, *_ in response.topic_errors)
         self._wait_on_all_brokers(lambda broker: topic in broker.topics(), f"to know topic {topic}")
 
     def delete_topic(self, topic: str) -> None:
         """Delete a topic."""
-
-        async def work(admin: AIOKafkaAdminClient) -> None:
-            _check((code, topic) for _, code, *_ in (await admin.delete_topics([topic])).topic_error_codes)
-
-        self._with_admin(work)
+        response = self._with_admin(lambda admin: admin.delete_topics([topic]))
+        _check((code, topic) for _, code, *_ in response.topic_error_codes)
         self._wait_on_all_brokers(lambda broker: topic not in broker.topics(), f"to forget topic {topic}")
 
     def alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
@@ -103,12 +80,9 @@ class KafkaAdmin:
             self._alter_topic(topic, {**settings, "flush.messages": str(number)})
 
     def _alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
-        async def work(admin: AIOKafkaAdminClient) -> None:
-            resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(settings))
-            for response in await admin.alter_configs([resource]):
-                _check((code, message) for code, message, *_ in response.resources)
-
-        self._with_admin(work)
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(settings))
+        for response in self._with_admin(lambda admin: admin.alter_configs([resource])):
+            _check((code, message) for code, message, *_ in response.resources)
         expected = settings.items()
         self._wait_on_all_brokers(
             lambda broker: expected <= broker.describe(topic)["settings"].items(), f"to have {settings}"
@@ -116,61 +90,38 @@ class KafkaAdmin:
 
     def topics(self, *, internal: bool = False) -> list[str]:
         """Return the names of all topics; Kafka's internal topics only with `internal`."""
-
-        async def work(admin: AIOKafkaAdminClient) -> list[str]:
-            return sorted(name for name in await admin.list_topics() if internal or not name.startswith("__"))
-
-        return self._with_admin(work)
+        names = self._with_admin(lambda admin: admin.list_topics())
+        return sorted(name for name in names if internal or not name.startswith("__"))
 
     def describe(self, topic: str) -> dict[str, Any]:
         """Return a broker's view of a topic: `partitions` (`leader`, `replicas`, `isr`) and `settings`."""
+        description = self._describe(topic)
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+        responses = self._with_admin(lambda admin: admin.describe_configs([resource]))
+        return {**description, "settings": {name: value for name, value, *_ in responses[0].resources[0][4]}}
 
-        async def work(admin: AIOKafkaAdminClient) -> dict[str, Any]:
-            (description,) = await admin.describe_topics([topic])
-            _check([(description["error_code"], topic)])
-            responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-            entries = responses[0].resources[0][4]
-            return {**description, "settings": {name: value for name, value, *_ in entries}}
-
-        return self._with_admin(work)
+    def _describe(self, topic: str) -> dict[str, Any]:
+        (description,) = self._with_admin(lambda admin: admin.describe_topics([topic]))
+        _check([(description["error_code"], topic)])
+        return dict(description)
 
     def brokers(self) -> set[int]:
         """Return the node ids of the brokers in the cluster."""
-
-        async def work(admin: AIOKafkaAdminClient) -> set[int]:
-            return {broker["node_id"] for broker in (await admin.describe_cluster())["brokers"]}
-
-        return self._with_admin(work)
+        cluster = self._with_admin(lambda admin: admin.describe_cluster())
+        return {broker["node_id"] for broker in cluster["brokers"]}
 
     def leader(self, topic: str, partition: int = 0) -> int:
         """Return the node id of a partition's leader according to one of the brokers; -1: none."""
+        partitions = self._describe(topic)["partitions"]
+        return next(int(each["leader"]) for each in partitions if each["partition"] == partition)
 
-        async def work(admin: AIOKafkaAdminClient) -> int:
-            (description,) = await admin.describe_topics([topic])
-            _check([(description["error_code"], topic)])
-            return next(int(each["leader"]) for each in description["partitions"] if each["partition"] == partition)
-
-        return self._with_admin(work)
-
-    def allow(
-        self,
-        principal: str,
-        operation: Operation,
-        resource: Resource,
-        name: str = "kafka-cluster",
-        *,
-        prefixed: bool = False,
-    ) -> None:
-        """Allow an operation on a resource, or on all resources with a prefix; the cluster has one fixed name."""
-
-        async def work(client: AIOKafkaClient) -> None:
-            response = await client.send(client.get_random_node(), CreateAclsRequest(*rule))
-            _check(response.creation_responses)
-
-        pattern = _PREFIXED if prefixed else _LITERAL
-        rule = (_RESOURCES[resource], name, pattern, principal, "*", _OPERATIONS[operation], _ALLOW)
-        self._run(_with_client(self._bootstrap, work))
-        self._wait_on_all_brokers(lambda broker: broker._has_rule(*rule), f"to allow {principal} to {operation} {name}")
+    def allow(self, principal: str, operation: Operation, topic: str) -> None:
+        """Allow an operation on a topic."""
+        rule = (_TOPIC, topic, _LITERAL, principal, "*", _OPERATIONS[operation], _ALLOW)
+        _check(self._send(CreateAclsRequest(*rule)).creation_responses)
+        self._wait_on_all_brokers(
+            lambda broker: broker._has_rule(*rule), f"to allow {principal} to {operation} {topic}"
+        )
 
     def records(self, topic: str, partition: int = 0) -> list[Record]:
         """Return all committed records of a partition.
@@ -195,11 +146,8 @@ class KafkaAdmin:
 
     def delete_records(self, topic: str) -> None:
         """Delete all records of a topic with one partition."""
-
-        async def work(admin: AIOKafkaAdminClient) -> None:
-            await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=-1)})
-
-        self._with_admin(work)
+        everything = {TopicPartition(topic, 0): RecordsToDelete(before_offset=-1)}
+        self._with_admin(lambda admin: admin.delete_records(everything))
 
     def _offsets(self, topic: str, partition: int) -> tuple[int, int]:
         async def work() -> tuple[int, int]:
@@ -216,12 +164,22 @@ class KafkaAdmin:
         return self._run(work())
 
     def _has_rule(self, *rule: Any) -> bool:
-        async def work(client: AIOKafkaClient) -> bool:
-            response = await client.send(client.get_random_node(), DescribeAclsRequest(*rule))
-            _check([(response.error_code, response.error_message)])
-            return bool(response.resources)
+        response = self._send(DescribeAclsRequest(*rule))
+        _check([(response.error_code, response.error_message)])
+        return bool(response.resources)
 
-        return self._run(_with_client(self._bootstrap, work))
+    def _send(self, request: Any) -> Any:
+        """Send a request that the admin client lacks; return the response."""
+
+        async def connect_and_send() -> Any:
+            client = AIOKafkaClient(bootstrap_servers=self._bootstrap)
+            try:
+                await client.bootstrap()
+                return await client.send(client.get_random_node(), request)
+            finally:
+                await client.close()
+
+        return self._run(connect_and_send())
 
     def _wait_on_all_brokers(self, condition: Callable[[KafkaAdmin], bool], what: str) -> None:
         """Wait until a condition holds on every running broker: changes reach the brokers at different times."""
@@ -271,15 +229,6 @@ def broker_ready_check(bootstrap: str, node: int) -> Callable[[], bool]:
             return False
 
     return check
-
-
-async def _with_client(bootstrap: str, work: Callable[[AIOKafkaClient], Coroutine[Any, Any, _T]]) -> _T:
-    client = AIOKafkaClient(bootstrap_servers=bootstrap)
-    try:
-        await client.bootstrap()
-        return await work(client)
-    finally:
-        await client.close()
 
 
 async def _read(bootstrap: str, topic: str, partition: int) -> list[Record]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -13,9 +12,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.eventually import eventually
 from tests.testbed import cleanup
-from tests.testbed.process import Closing, suspend_process
+from tests.testbed.process import Closing, Daemon
 
 HOST = "127.0.0.1"
 # Below the range of ephemeral ports: on loopback, a client that retries a closed port in that range can eventually
@@ -74,87 +72,28 @@ class Workspace:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-class Server:
-    """One server process."""
+class Server(Daemon):
+    """One server process, with its log in a workspace."""
 
     def __init__(
         self, name: str, workspace: Workspace, command: Sequence[str], *, is_ready: Callable[[], object]
     ) -> None:
-        """Poll `is_ready` after each start; an OSError counts as not ready."""
-        self.name = name
-        self.log = workspace.directory / f"{name}.log"
+        """Poll `is_ready` after each start."""
+        super().__init__(name, workspace.directory / f"{name}.log")
         self._workspace = workspace
         self._command = command
         self._is_ready = is_ready
-        self._process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def pid(self) -> int:
-        """Return the process id of the running server."""
-        if self._process is None:
-            raise RuntimeError(f"{self.name} is not running")
-        return self._process.pid
+    def _responds(self) -> object:
+        return self._is_ready()
 
-    @property
-    def running(self) -> bool:
-        """Return whether the server was started and not stopped since."""
-        return self._process is not None
-
-    def launch(self) -> None:
-        """Start the server without waiting."""
-        if self._process is not None:
-            raise RuntimeError(f"{self.name} is running")
-        self._process = self._workspace.spawn(self._command, log=self.log)
-
-    def wait_ready(self, timeout: float = 60) -> None:
-        """Wait until the server is ready.
-
-        Raises:
-            RuntimeError: The server has exited; the message has the end of its log.
-        """
-
-        def is_ready() -> object:
-            if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"{self.name} exited: {self.log.read_text()[-2000:]}")
-            try:
-                return self._is_ready()
-            except OSError:
-                return False
-
-        eventually(is_ready, f"{self.name} to be ready ({self.log})", within=timeout)
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return self._workspace.spawn(self._command, log=self.log)
 
     def start(self) -> None:
         """Start the server, and wait until it is ready."""
         self.launch()
         self.wait_ready()
-
-    def stop(self, timeout: float = 30) -> None:
-        """Stop the server with SIGTERM."""
-        self._signal_and_wait(signal.SIGTERM, timeout)
-
-    def kill(self) -> None:
-        """Kill the server with SIGKILL."""
-        self._signal_and_wait(signal.SIGKILL, 30)
-
-    def suspend(self) -> None:
-        """Suspend the server with SIGSTOP: its sockets still accept connections, but do not respond."""
-        suspend_process(self.pid)
-
-    def resume(self) -> None:
-        """Resume the server after `suspend`."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def _signal_and_wait(self, signal_number: signal.Signals, timeout: float) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(signal_number)
-        process.send_signal(signal.SIGCONT)  # it may be suspended
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(30)
 
 
 class Servers(Closing):

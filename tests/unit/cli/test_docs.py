@@ -49,7 +49,7 @@ SOURCES = ("bridge", "config", "deploy", "examples", "sinks", "tests")
 Documents = list[dict[str, Any]]
 
 
-# --- the reference projection ---
+# --- the reference projection; test_projection.py compares it with ours for any history ---
 
 SOURCE = ("node-1", "engine")
 
@@ -62,8 +62,8 @@ def fold() -> ProjectionFunction:
 class RecordHistory:
     """Create records as the bridge publishes them."""
 
-    def __init__(self, epoch: int = 1, engine: str = "engine", previous: SourcePosition | None = None) -> None:
-        self._encoder = RecordEncoder("node-1", Engine(engine, "2", "/c.sock", 1), epoch, previous=previous)
+    def __init__(self, epoch: int = 1, previous: SourcePosition | None = None) -> None:
+        self._encoder = RecordEncoder("node-1", Engine("engine", "2", "/c.sock", 1), epoch, previous=previous)
 
     def publish(self, type_: records.TransitionType, id_: str) -> Documents:
         return self._decoded([self._encoder.encode_transition(make_transition(type_, id_))])
@@ -99,50 +99,6 @@ def test_documented_projection_removes_unlisted_after_snapshot(fold: ProjectionF
         "b", backfill=(make_transition("started", "d"), make_transition("exited", "d")), failed=("shop",)
     )
     assert set(fold(records)[SOURCE]) == {"b", "shop/c"}
-
-
-def test_documented_projection_ignores_incomplete_snapshot(fold: ProjectionFunction) -> None:
-    first = RecordHistory(epoch=1)
-    records = first.snapshot("a", "b") + first.snapshot("b")[:-1]
-    assert set(fold(records)[SOURCE]) == {"a", "b"}
-    records += RecordHistory(epoch=2).snapshot("a")
-    assert set(fold(records)[SOURCE]) == {"a"}
-
-
-def test_documented_projection_is_idempotent(fold: ProjectionFunction) -> None:
-    history = RecordHistory()
-    records = (
-        history.snapshot("a") + history.publish("exited", "a") + history.publish("started", "b") + history.snapshot("b")
-    )
-    for start in range(len(records)):
-        for end in range(start, len(records) + 1):
-            assert fold(records[:end] + records[start:]) == fold(records)
-    for record in records:
-        assert fold([*records, record]) == fold(records)
-
-
-def test_documented_projection_ignores_end_of_unseen_snapshot(fold: ProjectionFunction) -> None:
-    assert set(fold(RecordHistory().snapshot("a", "b")[2:])[SOURCE]) == {"b"}
-
-
-@pytest.mark.parametrize("begin", range(6))
-def test_documented_projection_converges_for_late_joiner(begin: int, fold: ProjectionFunction) -> None:
-    history = RecordHistory()
-    records = history.snapshot("a", "b") + history.publish("exited", "a") + history.publish("started", "c")
-    records += history.snapshot("b", "c")
-    assert fold(records[begin:]) == fold(records)
-
-
-def test_documented_projection_keeps_sources_separate(fold: ProjectionFunction) -> None:
-    records = RecordHistory(engine="one").snapshot("a") + RecordHistory(engine="two").snapshot("b")
-    assert {source[1]: set(running) for source, running in fold(records).items()} == {"one": {"a"}, "two": {"b"}}
-
-
-def test_documented_projection_ignores_unknown_types(fold: ProjectionFunction) -> None:
-    history = RecordHistory()
-    records = history.snapshot("a")
-    (unknown,) = history.publish("started", "b")
-    assert set(fold([*records, unknown | {"type": "created"}])[SOURCE]) == {"a"}
 
 
 # --- the gap check ---
@@ -246,6 +202,19 @@ def test_documented_nats_message_is_encoded_record(readme_record: records.Record
     kafka = {name.replace("_", "-"): value for name, value in text_fields("kafka.md").items() if name != "key"}
     kafka["ce-datacontenttype"] = kafka.pop("content-type")
     assert cloudevents.nats_headers(readme_record) == kafka
+
+
+@pytest.mark.parametrize(("broker", "variable"), [("kafka", "30 s"), ("nats", "(10210)")])
+def test_documented_broker_errors_match_source(broker: str, variable: str) -> None:
+    page = (ROOT / "docs" / f"{broker}.md").read_text()
+    table = page[page.index("| text | meaning |") :]
+    texts = [text for line in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    assert len(texts) > 10
+    source = re.sub(r"\s+", " ", "".join(path.read_text() for path in (ROOT / "sinks" / broker).glob("*.py")))
+    source = re.sub(r"\{principal\(.*?\)\}", "user", re.sub(r'"\s*f?"', "", source))
+    for text in texts:
+        for fragment in text.replace(variable, "...").split("..."):
+            assert fragment.strip(" :;") in source, text
 
 
 def test_documented_whalewatcher_document_is_encoded_record(readme_record: records.Record) -> None:

@@ -57,23 +57,6 @@ def test_help_and_version_import_no_slow_modules(arguments: list[str]) -> None:
     assert process.stderr == ""
 
 
-# --- wrong usage: one line per error, and status 2 ---
-
-
-def test_settings_errors_are_printed_one_per_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "perhaps")
-    assert execute(["run", "--log-level", "loud", "--sink", "a:", "--sink", "b:"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert sorted(line.split(": ")[1] + " " + line.split(": ")[2] for line in lines) == [
-        "--log-level log.level",
-        "--sink sinks.a",
-        "--sink sinks.b",
-        "WHALEBRIDGE_CONTAINERS__KINDS containers.kinds.0",
-    ]
-
-
 # --- errors ---
 
 

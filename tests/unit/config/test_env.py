@@ -39,12 +39,6 @@ def test_kubernetes_service_variables_are_ignored() -> None:
     assert (read.values, read.errors) == ({}, [])
 
 
-def test_settings_group_value_overrides_values_of_members() -> None:
-    read = source(Settings, {"WHALEBRIDGE_LOG": "debug", "WHALEBRIDGE_LOG__LEVEL": "info"})
-    assert read.values == {"log": "debug"}
-    assert [error.partition(": ")[0] for error in read.errors] == ["WHALEBRIDGE_LOG__LEVEL"]
-
-
 def test_sink_settings_are_merged_into_sink_url() -> None:
     environ = {"WHALEBRIDGE_SINKS__MAIN": "kafka://h:1/t", "WHALEBRIDGE_SINKS__MAIN__COMPRESSION": "zstd"}
     assert source(Settings, environ).values == {

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from config.settings import SettingsError, load
+from config.settings import load
 from config.sinks import NatsSettings, parse_url
 
 MINIMUM: dict[str, Any] = {"type": "nats", "servers": ["n1:4222"], "subject_prefix": "events"}
@@ -15,13 +15,6 @@ def nats(**settings: Any) -> NatsSettings:
     sink = load({"sinks": {"main": MINIMUM | settings}}).sinks["main"]
     assert isinstance(sink, NatsSettings)
     return sink
-
-
-def error(**settings: Any) -> str:
-    with pytest.raises(SettingsError) as caught:
-        load({"sinks": {"main": MINIMUM | settings}})
-    [text] = caught.value.errors
-    return text
 
 
 @pytest.mark.parametrize(
@@ -45,25 +38,9 @@ def test_nats_url_sets_servers_prefix_and_tls(url: str, settings: dict[str, Any]
     load({"sinks": {"main": url}})
 
 
-@pytest.mark.parametrize("prefix", ["", ".", "a.", ".a", "a..b", "a b", "a.*", "a.>", "größe", "a\n", "x" * 256])
-def test_invalid_nats_subject_prefix_is_rejected(prefix: str) -> None:
-    assert error(subject_prefix=prefix).startswith("--sink: sinks.main.subject_prefix: ")
-
-
 @pytest.mark.parametrize("template", ["{host}", "x.{type}", "{project}.{host}.y-1.{namespace}.{type}", "all"])
 def test_nats_subject_template_accepts_fields_and_words(template: str) -> None:
     assert nats(subject_template=template).subject_template == template
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        *("", "{id}", "{host", "{host}.", "a{host}", "{host}{type}", "{host!r}", "{host:>9}", "{0}", "{}", "*", "a b"),
-        "{host}.{host}",
-    ],
-)
-def test_invalid_nats_subject_template_is_rejected(template: str) -> None:
-    assert error(subject_template=template).startswith("--sink: sinks.main.subject_template: ")
 
 
 @pytest.mark.parametrize(("prefix", "stream"), [("a.b", "WHALEBRIDGE_A_B"), ("a-b_C", "WHALEBRIDGE_A-B_C")])

@@ -235,9 +235,11 @@ async def test_removed_sink_keeps_cursor_for_a_day_of_uptime(path: Path) -> None
     async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
         await outbox.append(factory.started_records(5))
         await read_all(outbox, "kept")
-    async with open_outbox(path, "kept", clock=clock) as outbox:
-        clock.advance(DAY - 100)
-        await outbox.append(factory.started_records(1))
+    with capture_logs() as logs:
+        async with open_outbox(path, "kept", clock=clock) as outbox:
+            clock.advance(DAY - 100)
+            await outbox.append(factory.started_records(1))
+    assert [(each["sink"], each["backlog"]) for each in logs if each["event"] == "sink_removed"] == [("removed", 5)]
     clock.advance(30 * DAY)  # while the bridge is not running
     async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
         assert outbox.depth("removed") == 6
