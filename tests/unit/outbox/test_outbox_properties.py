@@ -56,8 +56,12 @@ class Consumer:
         self.epochs[record.epoch] = max(known, last)
 
     def skip_to(self, epochs: dict[int, int]) -> None:
-        """Continue after a loss of appended records, at the given last sequence of each epoch."""
+        """Continue after a loss of appended records, at the given last sequence of each epoch.
+
+        Loss records are lost as well. Records that are dropped again get a new one, with another time.
+        """
         self.epochs = dict(epochs)
+        self.records = {id_: data for id_, data in self.records.items() if not id_.endswith("-lost")}
 
 
 class OutboxMachine(RuleBasedStateMachine):
