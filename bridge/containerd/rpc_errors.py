@@ -18,7 +18,11 @@ class RpcError(TransientError):
 
 def from_rpc_error(error: grpc.RpcError, purpose: str, path: str) -> RpcError:
     """Translate the error of a call; ``purpose`` completes "containerd failed to ..."."""
-    code, details = _status(error)
+    return from_status(*_status(error), purpose, path)
+
+
+def from_status(code: grpc.StatusCode, details: str, purpose: str, path: str) -> RpcError:
+    """Translate the status that a call ended with."""
     return RpcError(_error_message(code, one_line(details), purpose, path), code)
 
 

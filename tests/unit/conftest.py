@@ -12,7 +12,7 @@ import pytest
 from tests.virtual_time import REAL_TIME, VirtualClock, VirtualTimeLoop
 
 HERE = Path(__file__).parent
-REAL_TIME_DIRECTORIES = {"cli", "containerd", "outbox"}  # gRPC, SQLite in its thread, the program
+REAL_TIME_DIRECTORIES = {"cli", "outbox"}  # the program, SQLite in its thread
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

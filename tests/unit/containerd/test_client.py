@@ -27,6 +27,8 @@ from tests.simulator.containerd import MAX_MESSAGE_BYTES, SimulatedContainerd
 from tests.simulator.faults import ALL
 from tests.simulator.state import SimulatedRpcError
 
+pytestmark = pytest.mark.real_time
+
 KEY = ContainerKey("shop", "web")
 
 # Parts of gRPC's texts that differ between versions.

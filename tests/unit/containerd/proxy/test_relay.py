@@ -19,6 +19,8 @@ from bridge.containerd.proxy.server import create_server
 from tests.golden import Golden
 from tests.simulator import wire
 
+pytestmark = pytest.mark.real_time
+
 
 class Recorder(grpc.GenericRpcHandler):
     """Record every call and respond with an empty message; `Wait` never returns."""

@@ -14,6 +14,8 @@ import pytest
 from bridge.containerd.proxy.watchdog import event_loop_watchdog
 from tests.eventually import eventually
 
+pytestmark = pytest.mark.real_time
+
 HANGING_PROXY = """
 import asyncio, signal, sys, time
 from bridge.containerd.proxy import server
