@@ -26,6 +26,11 @@ def from_status(code: grpc.StatusCode, details: str, purpose: str, path: str) ->
     return RpcError(_error_message(code, one_line(details), purpose, path), code)
 
 
+def unreadable_response(method: str, path: str) -> RpcError:
+    """Return the error for a response that is missing or cannot be decoded."""
+    return RpcError(f"containerd at {path}: unreadable response to {method}", grpc.StatusCode.DATA_LOSS)
+
+
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     """Return code and details; an RpcError without a code is a bug in gRPC and counts as UNKNOWN."""
     if isinstance(error, grpc.aio.AioRpcError | grpc.Call):
