@@ -4,7 +4,8 @@ gRPC's library drops messages that it has received as soon as the connection end
 30 KiB. Here, everything that the socket holds is passed on before a call ends, and a call is one small object.
 
 ``GrpcProtocol`` does no I/O: python-hyper's h2 encodes and checks HTTP/2, and this module adds gRPC's messages and
-statuses. ``GrpcConnection`` is the socket.
+statuses. DATA frames in the middle of a response bypass h2: there is one for each event, and h2 would take several
+times as long for it as everything else here. ``GrpcConnection`` is the socket.
 
 Invariants:
 - Every call ends with exactly one ``Call.end``, at the latest when the connection ends, even if the peer sends garbage.
@@ -43,8 +44,9 @@ _CALLS_BEFORE_SETTINGS = 100  # at a time, until the peer has sent its limit
 
 _FRAME_HEADER_BYTES = 9
 _MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which is not raised
-_GOAWAY = 7
+_DATA, _GOAWAY, _WINDOW_UPDATE = 0, 7, 8
 _STREAM_ID = Struct(">I")
+_WINDOW_UPDATE_FRAME = Struct(">HBBBII")  # length (three bytes), type, flags, stream, increment
 _MAX_STREAM_ID = 2**31 - 1
 _MESSAGE_PREFIX = Struct(">BI")  # whether the message is compressed, and its length
 
@@ -128,8 +130,10 @@ class GrpcProtocol:
         self._queue: deque[_Request] = deque()  # beyond the number of concurrent calls that the peer allows
         self._bodies: dict[int, bytes] = {}  # by stream, what the peer's flow control does not allow to send yet
         self._h2 = _H2Connection(self._calls)
+        self._responding: dict[int, Call] = {}  # by stream, those whose response has begun
         self._unread = b""  # the beginning of a frame
-        self._taken: dict[int, int] = {}  # by stream, bytes that flow control does not know of yet
+        self._unacknowledged: dict[int, int] = {}  # by stream, bytes that bypassed h2; 0 is the connection
+        self._window_updates = b""
         self._settings_received = False
         self._draining = False  # the peer completes the open calls, and accepts no others
 
@@ -157,15 +161,16 @@ class GrpcProtocol:
         try:
             while self.ended is None and (end := _frame_end(data, position)):
                 frame, position = data[position:end], end
-                if frame[3] == _GOAWAY:
+                type_, flags = frame[3], frame[4]
+                if type_ == _DATA and not flags and (call := self._responding.get(_stream_id(frame))) is not None:
+                    self._acknowledge(call.stream_id, len(frame) - _FRAME_HEADER_BYTES)
+                    self._receive_body(call, frame[_FRAME_HEADER_BYTES:])
+                elif type_ == _GOAWAY:
                     self._receive_goaway(frame)
                 else:
                     for event in self._h2.receive_data(frame):
                         self._handle(event)
             self._unread = data[position:]
-            for stream_id, size in self._taken.items():
-                self._h2.acknowledge_received_data(size, stream_id)
-            self._taken.clear()
         except H2Error as error:
             self.end(Status(StatusCode.INTERNAL, f"invalid HTTP/2 data: {error or type(error).__name__}"))
         else:
@@ -173,13 +178,15 @@ class GrpcProtocol:
 
     def data_to_send(self) -> bytes:
         """Return the bytes for the peer that arose since the last call."""
-        return self._h2.data_to_send()
+        updates, self._window_updates = self._window_updates, b""
+        return self._h2.data_to_send() + updates
 
     def end(self, status: Status) -> None:
         """End all calls, and the connection; idempotent."""
         self.ended = self.ended or status
         calls = [*self._calls.values(), *(request.call for request in self._queue)]
         self._calls.clear()
+        self._responding.clear()
         self._queue.clear()
         self._bodies.clear()
         for call in calls:
@@ -244,7 +251,7 @@ class GrpcProtocol:
 
     def _handle(self, event: events.Event) -> None:
         if isinstance(event, events.DataReceived):
-            self._taken[event.stream_id] = self._taken.get(event.stream_id, 0) + event.flow_controlled_length
+            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             if (call := self._calls.get(event.stream_id)) is not None:
                 self._receive_body(call, event.data)
                 if event.stream_ended is not None:
@@ -264,6 +271,7 @@ class GrpcProtocol:
         if http_status != b"200":
             self._reject(call, Status(StatusCode.UNKNOWN, f"HTTP status {_text(http_status)}"))
         elif event.stream_ended is None:
+            self._responding[call.stream_id] = call
             call.receive_metadata([(_text(name), _text(value)) for name, value in event.headers])
         elif call.partial:
             self._end_call(call, Status(StatusCode.INTERNAL, "the response ended within a message"))
@@ -295,6 +303,15 @@ class GrpcProtocol:
         elif position or buffer is not call.partial:
             call.partial = bytearray(buffer[position:])
 
+    def _acknowledge(self, stream_id: int, size: int) -> None:
+        """Renew the windows of the connection and of a call, as soon as half of one is used."""
+        for number in (0, stream_id):
+            total = self._unacknowledged.get(number, 0) + size
+            if total >= WINDOW_BYTES // 2:
+                self._window_updates += _WINDOW_UPDATE_FRAME.pack(0, 4, _WINDOW_UPDATE, 0, number, total)
+                total = 0
+            self._unacknowledged[number] = total
+
     def _reject(self, call: Call, status: Status) -> None:
         """End a call whose response is useless."""
         with suppress(StreamClosedError):  # the peer has ended it
@@ -302,7 +319,8 @@ class GrpcProtocol:
         self._end_call(call, status)
 
     def _end_call(self, call: Call, status: Status) -> None:
-        self._bodies.pop(call.stream_id, None)
+        for each in (self._responding, self._bodies, self._unacknowledged):
+            each.pop(call.stream_id, None)
         if self._calls.pop(call.stream_id, None) is not None or call.stream_id == 0:
             call.end(status)
 
@@ -467,6 +485,10 @@ def _frame_end(data: bytes, position: int) -> int:
         raise FrameTooLargeError(f"a frame of {size} bytes")
     end = position + _FRAME_HEADER_BYTES + size
     return end if end <= len(data) else 0
+
+
+def _stream_id(frame: bytes) -> int:
+    return int.from_bytes(frame[5:_FRAME_HEADER_BYTES], "big")
 
 
 def _unacceptable_message(compressed: int, size: int) -> Status:
