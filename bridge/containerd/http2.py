@@ -40,7 +40,7 @@ WINDOW_BYTES = MAX_MESSAGE_BYTES  # for the connection and for each call: only t
 MAX_UNSENT_BYTES = 16 * 1024 * 1024  # of requests and acknowledgments, if the peer does not read
 _READ_BYTES = 256 * 1024  # more than the kernel holds for a unix socket
 _MAX_READS = 4  # until other tasks have their turn
-_CALLS_BEFORE_SETTINGS = 100  # at a time, until the peer has sent its limit
+_CALLS_BEFORE_SETTINGS = 1  # until the peer has sent its limit
 
 _FRAME_HEADER_BYTES = 9
 _MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which is not raised

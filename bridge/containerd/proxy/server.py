@@ -16,7 +16,8 @@ from bridge.containerd.proxy.watchdog import HANG_SECONDS, event_loop_watchdog
 from bridge.containerd.socket_probe import socket_path
 from bridge.core.errors import FatalError
 
-MAX_CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks
+MAX_CALLS = 2_500  # at a time, for all clients
+MAX_CONNECTION_CALLS = 2_000  # on one connection: more calls that wait for exits wait in the bridge, and leave room
 MAX_CONNECTIONS = 64
 MAX_REQUEST_BYTES = 16 * 1024  # containerd's ids and each component of a topic have at most 76 characters
 STOP_TIMEOUT_SECONDS = 1.0
@@ -59,8 +60,8 @@ def create_server(relay: Relay) -> grpc.aio.Server:
     """Return a server that does not listen yet."""
     options = [
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-        ("grpc.max_concurrent_streams", MAX_CALLS),
-        # Otherwise gRPC cancels some of the calls that arrive at the same time, as the bridge's task waits do.
+        ("grpc.max_concurrent_streams", MAX_CONNECTION_CALLS),
+        # Otherwise gRPC cancels some of the calls that arrive at the same time, as the bridge's exit waits do.
         ("grpc.server.max_pending_requests", MAX_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", MAX_CALLS),
         ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
