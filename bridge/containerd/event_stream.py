@@ -31,8 +31,9 @@ EVENT_OVERHEAD_BYTES = 64  # Python's overhead for the bytes object of an event
 MAX_BATCH_EVENTS = 4096  # decoding takes the event loop about 10 ms
 LINGER_SECONDS = 0.005
 # While a batch collects events, the socket is read at intervals: waking up for each event costs as much as processing
-# it. A unix socket holds some 250 events, so an interval should bring 100, for containerd not to wait.
+# it. A unix socket holds some 250 events or 200 KiB, so an interval should bring less, for containerd not to wait.
 _EVENTS_PER_READ = 100
+_BYTES_PER_READ = 64 * 1024
 _MIN_READ_INTERVAL = 0.002
 _MAX_READ_INTERVAL = 0.02
 
@@ -125,11 +126,12 @@ class RawEventStream:
         self._connection.abort()
         self._arrived.set()
 
-    def _after_read(self, found: bool) -> float:
+    def _after_read(self, size: int) -> float:
         """Wake the reader if a batch is due; return the seconds until the socket is read again."""
         now = self._loop.time()
-        if self._events_read:
-            interval = (now - self._last_read_at) * _EVENTS_PER_READ / self._events_read
+        if size:
+            share = max(self._events_read / _EVENTS_PER_READ, size / _BYTES_PER_READ)
+            interval = (now - self._last_read_at) / share
             self._read_interval = min(max(interval, _MIN_READ_INTERVAL), _MAX_READ_INTERVAL)
         self._last_read_at = now
         self._events_read = 0
@@ -137,7 +139,7 @@ class RawEventStream:
             self._arrived.set()
         elif now < self._next_batch_at:
             return min(self._next_batch_at - now, self._read_interval)
-        return self._read_interval if found else 0
+        return self._read_interval if size else 0
 
 
 class _Subscription(Call):

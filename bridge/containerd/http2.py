@@ -330,11 +330,11 @@ class GrpcConnection:
 
     Args:
         path: The path of the socket.
-        after_read: Called after each look at the socket, with whether anything was there; returns the seconds until
-            the next look, 0 for as soon as anything arrives. Reading less often saves wake-ups.
+        after_read: Called after each look at the socket, with the number of bytes that were read; returns the seconds
+            until the next look, 0 for as soon as anything arrives. Reading less often saves wake-ups.
     """
 
-    def __init__(self, path: str, after_read: Callable[[bool], float] = lambda _: 0.0) -> None:
+    def __init__(self, path: str, after_read: Callable[[int], float] = lambda _: 0.0) -> None:
         self._loop = asyncio.get_running_loop()
         self._after_read = after_read
         self._protocol = GrpcProtocol()
@@ -410,17 +410,16 @@ class GrpcConnection:
                 self._loop.remove_reader(self._socket.fileno())
 
     def _look(self) -> None:
-        found = self._read()
-        pause = self._after_read(found)
+        pause = self._after_read(self._read())
         if self._socket is not None:
             self._schedule_look(pause)
 
-    def _read(self) -> bool:
-        """Process what the socket holds; return whether it was anything.
+    def _read(self) -> int:
+        """Process what the socket holds; return the number of bytes.
 
         A peer that is gone is no reason to stop: the kernel returns errors before the data that arrived, or after it.
         """
-        reads = 0
+        reads = size = 0
         while self._socket is not None and (reads < _MAX_READS or self._broken is not None):
             try:
                 data = self._socket.recv(_READ_BYTES)
@@ -435,11 +434,12 @@ class GrpcConnection:
                 continue
             if data:
                 reads += 1
+                size += len(data)
                 self._protocol.receive(data)
                 self._flush()
             else:
                 self._end_broken()
-        return reads > 0
+        return size
 
     def _end_broken(self) -> None:
         reason = "connection closed" if self._broken is None else self._broken.strerror or str(self._broken)

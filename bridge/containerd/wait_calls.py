@@ -39,7 +39,7 @@ class ContainerdWaitCalls:
             on_end(None)
             return
         if self._connection is None or self._connection.closed:
-            self._connection = GrpcConnection(self._path, lambda found: _READ_INTERVAL if found else 0)
+            self._connection = GrpcConnection(self._path, lambda size: _READ_INTERVAL if size else 0)
         request = WaitRequest(container_id=key.id).SerializeToString()
         self._connection.start(_WaitCall(self, on_end), WAIT.path, request, ((NAMESPACE_HEADER, key.namespace),))
 

@@ -140,7 +140,7 @@ async def test_event_stream_collects_frequent_events(peer: Peer, stream: Contain
     reads = 0
     original = stream._connection._read
 
-    def read() -> bool:
+    def read() -> int:
         nonlocal reads
         reads += 1
         return original()
@@ -175,6 +175,18 @@ async def test_event_stream_reads_flood_before_socket_is_full(peer: Peer, stream
     await sending
     assert len(batches) < 40
     assert max(waits[100:]) == 0
+
+
+async def test_event_stream_reads_large_events_at_full_speed(peer: Peer, stream: ContainerdEventStream) -> None:
+    """The socket holds less than a quarter of an event, and no batch is taken."""
+    large = message(envelope("shop", "/tasks/large", "x", b"x" * 1024 * 1024))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(48):
+        await peer.send(b"".join(data(large[at : at + 16_384]) for at in range(0, len(large), 16_384)))
+    assert loop.time() - began < 2
+    await asyncio.sleep(0.1)
+    assert len(await received(stream, 48)) == 48
 
 
 async def test_event_stream_continues_after_undecodable_event(peer: Peer, stream: ContainerdEventStream) -> None:
