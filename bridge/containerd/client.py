@@ -19,6 +19,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpc import StatusCode
 
+from bridge.clock import SystemClock
 from bridge.containerd import decode, methods
 from bridge.containerd.connection import Connection
 from bridge.containerd.event_stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
@@ -31,6 +32,7 @@ from bridge.core.containerd_model import ContainerKey, Engine, Metadata, Task, T
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
+from bridge.core.ports import Clock
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -67,6 +69,7 @@ class ContainerdClient:
         container_filter: ContainerPredicate = match_all,
         timeouts: Timeouts | None = None,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        clock: Clock | None = None,
     ) -> None:
         """Check the address; the first call connects.
 
@@ -79,6 +82,7 @@ class ContainerdClient:
         self.proxy_denied_calls: int | None = None
         self._timeouts = timeouts or Timeouts()
         self._buffer_bytes = buffer_bytes
+        self._clock = clock or SystemClock()
         self._connection: Connection | None = None
         self._peer: Peer | None = None
         self._was_containerd = False
@@ -122,7 +126,7 @@ class ContainerdClient:
         return error
 
     async def _connect(self) -> Peer:
-        peer = await probe(self.path, self._timeouts.connect)
+        peer = await probe(self.path, self._timeouts.connect, self._clock)
         if peer != self._peer or self._get_connection().broken:
             await self._disconnect()
             self._peer = peer

@@ -35,10 +35,11 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    relay = Relay(source, SystemClock())
+    clock = SystemClock()
+    relay = Relay(source, clock)
     server = create_server(relay)
     try:
-        async with event_loop_watchdog(HANG_SECONDS):
+        async with event_loop_watchdog(HANG_SECONDS, clock):
             bind(server, path, mode=mode, group=group)
             await server.start()
             _log.info("proxy_started", containerd=source, listen=path)
