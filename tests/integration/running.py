@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,7 @@ def run_short_containers(engine: Containerd, ids: list[str]) -> None:
     for number, id_ in enumerate(ids):
         engine.run(id_, "sh", "-c", f"exit {number}")
     eventually(lambda: {engine.tasks()[id_] for id_ in ids} == {"STOPPED"}, "all exits")
+    time.sleep(1)  # until the shims have published them
     for id_ in ids:
         engine.ctr("tasks", "delete", id_, check=False)  # its exit status is the container's
         engine.ctr("containers", "delete", id_)
