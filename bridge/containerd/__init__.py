@@ -5,6 +5,6 @@ import os
 # gRPC's core logs plain text to stderr ("Got goaway ..." when containerd stops), where whalebridge writes JSON lines.
 # Its failures also reach us as errors. gRPC reads this variable once, before it creates the first channel.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# gRPC's "event engine" reads sockets in its own threads and passes each message to ours, which doubles the CPU time of
-# a stream of small messages (gRPC 1.85, see docs/performance.md). Without it, the waiting thread reads the socket.
+# gRPC's "event engine" reads sockets in its own threads and passes each response to ours, which costs a quarter more
+# CPU time per call (gRPC 1.85, see docs/performance.md).
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")

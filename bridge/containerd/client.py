@@ -1,7 +1,7 @@
 """containerd as an ``EngineClient``.
 
 Invariants:
-- Every call has a deadline, and every failure is translated into one of our errors.
+- Every call except those that wait for exits has a deadline, and every failure is translated into one of our errors.
 - Listings have no size limit.
 - A path that never led to containerd is a configuration error (``UnreachableError``). A path that did lead to
   containerd may do so again (``TransientError``): containerd recreates its socket when it starts.
@@ -19,6 +19,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpc import StatusCode
 
+from bridge.clock import SystemClock
 from bridge.containerd import decode, methods
 from bridge.containerd.connection import Connection
 from bridge.containerd.event_stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
@@ -26,15 +27,16 @@ from bridge.containerd.protos import containers_pb2, health_pb2, introspection_p
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.socket_probe import Peer, probe, socket_path
-from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, Task, TaskStatus
+from bridge.containerd.wait_calls import ContainerdWaitCalls
+from bridge.core.containerd_model import ContainerKey, Engine, Metadata, Task, TaskStatus
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
+from bridge.core.ports import Clock
 
 _Response = TypeVar("_Response", bound=Message)
 
 _UNREACHABLE_CODES = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED})
-_UNBOUNDED_SECONDS = 100 * 365 * 86400.0  # seconds; gRPC cannot represent an infinite deadline
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class ContainerdClient:
         container_filter: ContainerPredicate = match_all,
         timeouts: Timeouts | None = None,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        clock: Clock | None = None,
     ) -> None:
         """Check the address; the first call connects.
 
@@ -79,10 +82,12 @@ class ContainerdClient:
         self.proxy_denied_calls: int | None = None
         self._timeouts = timeouts or Timeouts()
         self._buffer_bytes = buffer_bytes
+        self._clock = clock or SystemClock()
         self._connection: Connection | None = None
         self._peer: Peer | None = None
         self._was_containerd = False
         self._streams: WeakSet[ContainerdEventStream] = WeakSet()
+        self._wait_calls: WeakSet[ContainerdWaitCalls] = WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,7 +126,7 @@ class ContainerdClient:
         return error
 
     async def _connect(self) -> Peer:
-        peer = await probe(self.path, self._timeouts.connect)
+        peer = await probe(self.path, self._timeouts.connect, self._clock)
         if peer != self._peer or self._get_connection().broken:
             await self._disconnect()
             self._peer = peer
@@ -244,33 +249,23 @@ class ContainerdClient:
     async def _find_task_without_metadata(self, key: ContainerKey) -> Task | None:
         """Return a task whose container metadata was deleted first: Tasks.Get looks the metadata up before the task."""
         request = containers_pb2.GetContainerRequest(id=key.id)
-        if not _is_valid_key(key) or await self._get_or_none(methods.CONTAINER, request, key) is not None:
+        if not methods.is_valid_key(key) or await self._get_or_none(methods.CONTAINER, request, key) is not None:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
-    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
-        """Wait indefinitely for a container's task to exit; return None if there is no task.
-
-        Raises:
-            TransientError: The connection ended, or containerd or the shim did not respond.
-        """
-        response = await self._get_or_none(
-            methods.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_UNBOUNDED_SECONDS
-        )
-        return None if response is None else ExitStatus(response.exit_status, decode.nanoseconds(response.exited_at))
+    def wait_calls(self) -> ContainerdWaitCalls:
+        """Return calls that wait for exits; they are closed with the client."""
+        calls = ContainerdWaitCalls(self.path)
+        self._wait_calls.add(calls)
+        return calls
 
     async def _get_or_none(
-        self,
-        method: methods.Method[_Response],
-        request: Message,
-        key: ContainerKey,
-        *,
-        seconds: float | None = None,
+        self, method: methods.Method[_Response], request: Message, key: ContainerKey
     ) -> _Response | None:
-        if not _is_valid_key(key):
+        if not methods.is_valid_key(key):
             return None
         try:
-            return await self._call(method, request, key.namespace, seconds)
+            return await self._call(method, request, key.namespace)
         except RpcError as error:
             if error.code is StatusCode.NOT_FOUND:
                 return None
@@ -297,8 +292,6 @@ class ContainerdClient:
         """Close all connections and subscriptions; idempotent."""
         for stream in list(self._streams):
             stream.close()
+        for calls in list(self._wait_calls):
+            calls.close()
         await self._disconnect()
-
-
-def _is_valid_key(key: ContainerKey) -> bool:
-    return bool(key.id) and methods.is_valid_namespace(key.namespace)

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from bridge.containerd.methods import NAMESPACE_HEADER, Method, channel_options, target
-from bridge.containerd.rpc_errors import RpcError, from_rpc_error
+from bridge.containerd.rpc_errors import from_rpc_error, unreadable_response
 from bridge.core.errors import TransientError
 
 _Response = TypeVar("_Response", bound=Message)
@@ -70,8 +70,7 @@ class Connection:
         except grpc.RpcError as error:
             raise from_rpc_error(error, method.purpose, self._path) from error
         except DecodeError as error:
-            text = f"containerd at {self._path}: unreadable response to {method.path}"
-            raise RpcError(text, grpc.StatusCode.DATA_LOSS) from error
+            raise unreadable_response(method.path, self._path) from error
         except grpc.aio.UsageError as error:
             raise self._closed_error(method) from error
         except asyncio.CancelledError as error:

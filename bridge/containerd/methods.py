@@ -19,6 +19,7 @@ from bridge.containerd.protos import (
 )
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.containerd.protos.events_pb2 import PublishResponse
+from bridge.core.containerd_model import ContainerKey
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -74,6 +75,11 @@ SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, 
 def is_valid_namespace(name: str) -> bool:
     """Return whether containerd accepts this name for a namespace."""
     return _NAMESPACE_PATTERN.fullmatch(name) is not None
+
+
+def is_valid_key(key: ContainerKey) -> bool:
+    """Return whether containerd accepts this namespace, and an id is given."""
+    return bool(key.id) and is_valid_namespace(key.namespace)
 
 
 def target(path: str) -> str:

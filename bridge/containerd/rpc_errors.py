@@ -18,8 +18,17 @@ class RpcError(TransientError):
 
 def from_rpc_error(error: grpc.RpcError, purpose: str, path: str) -> RpcError:
     """Translate the error of a call; ``purpose`` completes "containerd failed to ..."."""
-    code, details = _status(error)
+    return from_status(*_status(error), purpose, path)
+
+
+def from_status(code: grpc.StatusCode, details: str, purpose: str, path: str) -> RpcError:
+    """Translate the status that a call ended with."""
     return RpcError(_error_message(code, one_line(details), purpose, path), code)
+
+
+def unreadable_response(method: str, path: str) -> RpcError:
+    """Return the error for a response that is missing or cannot be decoded."""
+    return RpcError(f"containerd at {path}: unreadable response to {method}", grpc.StatusCode.DATA_LOSS)
 
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from bridge.core.errors import TransientError, UnreachableError
+from bridge.core.ports import Clock
 
 # An HTTP/2 client starts with the preface and a SETTINGS frame without settings (RFC 9113, sections 3.4 and 6.5).
 _CLIENT_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -50,7 +51,7 @@ def socket_path(address: str) -> str:
     return os.path.abspath(path)
 
 
-async def probe(path: str, seconds: float) -> Peer:
+async def probe(path: str, seconds: float, clock: Clock) -> Peer:
     """Check that an HTTP/2 server listens at ``path``, and return its identity.
 
     Raises:
@@ -62,7 +63,7 @@ async def probe(path: str, seconds: float) -> Peer:
         if not stat.S_ISSOCK(status.st_mode):
             raise UnreachableError(f"{path} is not a socket; use the path of containerd's socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            async with asyncio.timeout(seconds):
+            async with clock.timeout(seconds):
                 pid = await _handshake(connection, path)
     except OSError as error:  # TimeoutError is one
         raise _translate_error(error, path, seconds) from error

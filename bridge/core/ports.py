@@ -5,11 +5,12 @@ Time, waits, timeouts and randomness are accessed only through ``Clock``, so tha
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from bridge.core.containerd_model import ContainerKey, Engine, Event, ExitStatus, Instant, Metadata, Task
+from bridge.core.errors import BridgeError
 from bridge.core.records import Record
 
 
@@ -47,8 +48,22 @@ class EventStream(Protocol):
         """Return the events received before ``close`` and not returned yet; none after an overflow."""
 
 
+class WaitCalls(Protocol):
+    """Calls that wait for the exits of tasks, without a time limit, thousands at a time."""
+
+    def start(self, key: ContainerKey, on_end: Callable[[ExitStatus | BridgeError | None], None]) -> None:
+        """Wait for the exit of a container's task.
+
+        ``on_end`` gets the exit status, or None if there is no task, or a BridgeError if the connection ended, or if
+        containerd or the shim did not respond. It may be called before this method returns.
+        """
+
+    def close(self) -> None:
+        """End all calls without a result; idempotent."""
+
+
 class EngineClient(Protocol):
-    """Client of one containerd, read-only except for markers. Calls raise BridgeErrors; all but ``wait`` time out."""
+    """Client of one containerd, read-only except for markers. Calls raise BridgeErrors, and have a time limit."""
 
     @property
     def path(self) -> str:
@@ -87,12 +102,8 @@ class EngineClient(Protocol):
             TransientError: containerd or the shim did not respond; the state of the task is unknown.
         """
 
-    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
-        """Wait without a time limit for the exit of a container's task; None if there is no task.
-
-        Raises:
-            TransientError: The connection ended, or containerd or the shim did not respond.
-        """
+    def wait_calls(self) -> WaitCalls:
+        """Return calls that wait for exits; they connect when the first one starts."""
 
     async def close(self) -> None:
         """Close all connections; idempotent."""

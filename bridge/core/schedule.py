@@ -1,25 +1,27 @@
-"""Schedule: containers with the time at which something is due for each, found without a scan."""
+"""Schedule: containers or tasks with the time at which something is due for each, found without a scan."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Hashable
+from typing import Generic, TypeVar
 
-from bridge.core.containerd_model import ContainerKey
+K = TypeVar("K", bound=Hashable)
 
 
-class Schedule:
-    """Due times (monotonic) by container; an earlier time replaces a later one.
+class Schedule(Generic[K]):
+    """Due times (monotonic) by key; an earlier time replaces a later one.
 
     Removed and replaced times stay in the heap until they are the earliest, or until they are half of it.
     """
 
     def __init__(self) -> None:
-        self._due: dict[ContainerKey, int] = {}
-        self._heap: list[tuple[int, int, ContainerKey]] = []  # the number keeps the order of equal times
+        self._due: dict[K, int] = {}
+        self._heap: list[tuple[int, int, K]] = []  # the number keeps the order of equal times
         self._number = 0
 
-    def add(self, key: ContainerKey, due: int) -> None:
-        """Schedule a container at ``due``, unless it is scheduled earlier."""
+    def add(self, key: K, due: int) -> None:
+        """Schedule a key at ``due``, unless it is scheduled earlier."""
         if due >= self._due.get(key, due + 1):
             return
         self._due[key] = due
@@ -29,12 +31,12 @@ class Schedule:
             self._heap = [entry for entry in self._heap if self._is_current(entry)]
             heapq.heapify(self._heap)
 
-    def discard(self, key: ContainerKey) -> None:
-        """Remove a container, if it is scheduled."""
+    def discard(self, key: K) -> None:
+        """Remove a key, if it is scheduled."""
         self._due.pop(key, None)
 
     def clear(self) -> None:
-        """Remove all containers."""
+        """Remove all keys."""
         self._due.clear()
         self._heap.clear()
 
@@ -44,13 +46,13 @@ class Schedule:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def pop_due(self, now: int) -> list[ContainerKey]:
-        """Remove and return the containers that are due at ``now``, the earliest first."""
-        keys: list[ContainerKey] = []
+    def pop_due(self, now: int) -> list[K]:
+        """Remove and return the keys that are due at ``now``, the earliest first."""
+        keys: list[K] = []
         while (due := self.next_due()) is not None and due <= now:
             keys.append(heapq.heappop(self._heap)[2])
             del self._due[keys[-1]]
         return keys
 
-    def _is_current(self, entry: tuple[int, int, ContainerKey]) -> bool:
+    def _is_current(self, entry: tuple[int, int, K]) -> bool:
         return self._due.get(entry[2]) == entry[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bridge.core.container_state import ContainerState
-from bridge.core.containerd_model import Instant
+from bridge.core.containerd_model import ContainerKey, Instant
 from bridge.core.schedule import Schedule
 from bridge.core.time import SECOND
 
@@ -25,7 +25,7 @@ class StartChecks:
     """
 
     def __init__(self) -> None:
-        self.schedule = Schedule()
+        self.schedule: Schedule[ContainerKey] = Schedule()
 
     def begin(self, entry: ContainerState, now: Instant) -> None:
         """Check soon, and then at growing intervals."""

@@ -88,9 +88,9 @@ class Tracker:
         self.counts: Counter[str] = Counter()
         self._store = ContainerStore()
         self._emitter = TransitionEmitter(self._store, boot_id, additional_events)
-        self._scheduled_queries = Schedule()
+        self._scheduled_queries: Schedule[ContainerKey] = Schedule()
         self._start_checks = StartChecks()
-        self._pending_exits = Schedule()
+        self._pending_exits: Schedule[ContainerKey] = Schedule()
         self._handlers: dict[type, Callable[[ContainerState, Any, Instant], object]] = {
             ContainerCreated: self._on_container_created,
             ContainerUpdated: self._on_container_updated,

@@ -30,17 +30,15 @@ from bridge.core.containerd_model import (
 from bridge.core.errors import BridgeError
 from bridge.core.ports import EventStream
 from bridge.core.time import MILLISECOND, SECOND, to_seconds
-from bridge.retry import Backoff, retry_until_success
 from bridge.stream_markers import StreamMarkers
 from bridge.watch.event_queue import QueuedEvent
+from bridge.watch.exit_waits import ExitWaits
 from bridge.watch.journal import Journal
 from bridge.watch.listing import find_tasks, query_tasks
 from bridge.watch.state import WatchState
 
 SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge stops
 CLOCK_TOLERANCE_NS = 60 * SECOND  # of a clock that is adjusted
-MAX_WAITS = 2000  # concurrent calls of about 30 KiB each; an exit without one and without an event is left to the audit
-WAIT_RETRIES = Backoff(initial=2.0, maximum=300.0, reset_after=300.0)  # seconds; the audit interval is the maximum
 _NON_CONTAINER_EVENTS = (Marker, Ignored, Undecodable)
 _log = structlog.get_logger(__name__)
 
@@ -67,8 +65,7 @@ class Connection:
             lambda: state.event_queue.full,
             lambda: state.second_bridges.announcement(journal.encoder.epoch),
         )
-        self._exit_waits: set[tuple[ContainerKey, int]] = set()
-        self._closed = False  # items that are processed afterwards must not start calls
+        self._exit_waits = ExitWaits(state.client.wait_calls(), state.clock, self._report_exit)
         self._checking_starts = False
         self._warned_of_clock = False
 
@@ -77,7 +74,7 @@ class Connection:
         self._tasks = tasks
         self.state.event_queue.reconnect()
         self.state.second_bridges.restart_silence()
-        for loop in (self._receive, self._process, self._verify):
+        for loop in (self._receive, self._process, self._verify, self._exit_waits.repeat_failed):
             tasks.create_task(loop())
 
     async def pass_marker(self) -> Instant:
@@ -98,7 +95,7 @@ class Connection:
 
     def close(self) -> None:
         """End the subscription; the events that were received stay in the queue."""
-        self._closed = True
+        self._exit_waits.close()  # items that are processed afterwards start no calls
         self._stream.close()
         self.state.event_queue.put_nowait(self._split_batch(self._stream.drain())[0])
 
@@ -125,7 +122,7 @@ class Connection:
             events, markers = self._split_batch(await self._stream.batch())
             for event in events:
                 if isinstance(event, TaskCreated):
-                    self._wait_for_exit_of(event.key, event.pid)
+                    self._exit_waits.add(event.key, event.pid)
             self._markers.on_event_received()
             await state.event_queue.put(events)
             for marker in markers:
@@ -275,14 +272,9 @@ class Connection:
                 state.ignored_events.query_failed(check.key, result)
             task = None if isinstance(result, BridgeError) else result
             if state.tracker.apply_start_check(check, task, now) and task is not None:
-                self._wait_for_exit_of(check.key, task.pid)
+                self._exit_waits.add(check.key, task.pid)
 
-    # --- exits: a fallback for lost events ---
-    #
-    # One Tasks.Wait call is kept open per task, from the creation of the task. containerd 2.4 loses the exit event of a
-    # container that is removed as soon as it exits: the shim is shut down before it publishes the event. Some shims
-    # send no events at all. A pending Tasks.Wait returns the exit status nevertheless; a call that comes too late
-    # reports at least that the task is gone.
+    # --- waits for exits ---
 
     def wait_for_exits(self) -> None:
         """Wait for the exits of all current tasks."""
@@ -293,25 +285,10 @@ class Connection:
         """Wait for the exit of a container's current task, unless that is known or waited for already."""
         entry = self.state.tracker.find(key)
         if entry is not None and (pid := entry.current_pid) and not entry.has_waited_exit(pid):
-            self._wait_for_exit_of(key, pid)
+            self._exit_waits.add(key, pid)
 
-    def _wait_for_exit_of(self, key: ContainerKey, pid: int) -> None:
-        """Wait for a task's exit in the background, unless a wait is pending already or the limit is reached."""
-        if not self._closed and (key, pid) not in self._exit_waits and len(self._exit_waits) < MAX_WAITS:
-            self._exit_waits.add((key, pid))
-            self._tasks.create_task(self._await_exit(key, pid))
-
-    async def _await_exit(self, key: ContainerKey, pid: int) -> None:
+    def _report_exit(self, key: ContainerKey, pid: int, exit_status: ExitStatus) -> None:
         state = self.state
-        try:
-            exit_status = await retry_until_success(
-                lambda: state.client.wait_for_exit(key), clock=state.clock, backoff=WAIT_RETRIES
-            )
-        except BridgeError:
-            return  # the exit event, the delete event or the audit reports the exit as well
-        finally:
-            self._exit_waits.discard((key, pid))
-        result = ExitStatus(None, None) if exit_status is None else exit_status
         state.event_queue.put_call(  # kept, because an exit is final
-            lambda: state.tracker.apply_wait_result(key, pid, result, state.clock.now()), keep=True
+            lambda: state.tracker.apply_wait_result(key, pid, exit_status, state.clock.now()), keep=True
         )

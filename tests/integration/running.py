@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,8 @@ import grpc
 
 from bridge.containerd.methods import PUBLISH
 from bridge.containerd.protos.events_pb2 import PublishRequest
-from tests.bridge_process import RecordDict, running_after
+from tests.bridge_process import RecordDict, running_after, transitions
+from tests.eventually import eventually
 from tests.testbed.containerd import Containerd
 from tests.testbed.process import suspend_process
 
@@ -41,6 +43,27 @@ def init_pid(engine: Containerd, id_: str) -> int:
     """Return the init process of a container, to end the container without a call to containerd."""
     lines = engine.ctr("tasks", "ls").stdout.splitlines()[1:]
     return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
+
+
+def run_short_containers(engine: Containerd, ids: list[str]) -> None:
+    """Run containers that exit with their position as status, and remove them.
+
+    Their tasks are not deleted at once: containerd 2.4 would lose exit events before it writes them to any socket.
+    """
+    for number, id_ in enumerate(ids):
+        engine.run(id_, "sh", "-c", f"exit {number}")
+    eventually(lambda: {engine.tasks()[id_] for id_ in ids} == {"STOPPED"}, "all exits")
+    time.sleep(1)  # until the shims have published them
+    for id_ in ids:
+        engine.ctr("tasks", "delete", id_, check=False)  # its exit status is the container's
+        engine.ctr("containers", "delete", id_)
+
+
+def assert_short_containers_published(records: list[RecordDict], ids: list[str]) -> None:
+    """Check the starts and exits of `run_short_containers`."""
+    published = {id_: [each["type"] for each in transitions(records) if each["id"] == id_] for id_ in ids}
+    assert published == {id_: ["started", "exited"] for id_ in ids}
+    assert [exits(records, id_)[0]["exit"]["status"] for id_ in ids] == list(range(len(ids)))
 
 
 @contextmanager

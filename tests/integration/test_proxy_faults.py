@@ -16,7 +16,13 @@ from tests.bridge_process import BridgeProcess, RecordDict, check_stream, runnin
 from tests.eventually import eventually
 from tests.integration.engines import one_engine_factory
 from tests.integration.proxy_calls import MIB, publish_bulk
-from tests.integration.running import exits, init_pid, suspended
+from tests.integration.running import (
+    assert_short_containers_published,
+    exits,
+    init_pid,
+    run_short_containers,
+    suspended,
+)
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 
@@ -88,6 +94,25 @@ def test_bridge_reconnects_when_proxy_is_restarted(
     check_stream(records)
     (exited,) = exits(records, exiting)
     assert exited["exit"]["status"] == 137
+
+
+@one_engine_factory
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_events_on_socket_survive_end_of_proxy(
+    containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess, signal_number: signal.Signals
+) -> None:
+    """When the suspended bridge resumes, its socket has the events, but the proxy and the containers are gone."""
+    ids = unique_ids(*(f"short{number}" for number in range(6)))
+    with suspended(bridge.process.pid):
+        run_short_containers(containerd, ids)
+        time.sleep(0.5)  # until the proxy has written the events
+        proxy.process.send_signal(signal_number)
+        proxy.process.wait(30)
+    proxy.log.unlink()  # gRPC writes a traceback if it has to cancel the subscription
+    proxy.start()
+    records = bridge.wait_synced(2)
+    check_stream(records)
+    assert_short_containers_published(records, ids)
 
 
 @one_engine_factory

@@ -14,9 +14,20 @@ import pytest
 
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, summary, transitions
 from tests.eventually import eventually
-from tests.integration.running import exits, init_pid, listed_containers, published_containers, suspended
+from tests.integration.engines import one_engine_factory
+from tests.integration.running import (
+    assert_short_containers_published,
+    exits,
+    init_pid,
+    listed_containers,
+    published_containers,
+    run_short_containers,
+    suspended,
+)
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
+from tests.testbed.flood import COMPONENTS as FLOOD
+from tests.testbed.flood import create_containers, flood
 
 ROUNDS = scaled(reduced=3, full=100)
 CONVERGENCE_SECONDS = scaled(reduced=15, full=5)  # the few rounds of a usual run may meet a busy machine
@@ -112,6 +123,42 @@ def test_restart_during_outage_creates_second_incarnation(containerd: Containerd
     changes = [each for each in transitions(records) if each["id"] == RESTARTED]
     assert [each["type"] for each in changes] == ["started", "exited", "started"]
     assert len({each["container"]["incarnation"] for each in changes}) == 2
+
+
+@pytest.mark.parametrize("method", [Containerd.stop, Containerd.kill], ids=["SIGTERM", "SIGKILL"])
+def test_events_on_socket_survive_end_of_containerd(
+    containerd: Containerd, tmp_path: Path, method: Callable[[Containerd], None]
+) -> None:
+    """When the suspended bridge resumes, its socket has the events, but containerd and the containers are gone."""
+    ids = [f"short{number}-{os.getpid()}" for number in range(6)]
+    with BridgeProcess(containerd.address, tmp_path) as bridge:
+        bridge.wait_synced()
+        with suspended(bridge.process.pid):
+            run_short_containers(containerd, ids)
+            method(containerd)
+        containerd.start()
+        records = bridge.wait_synced(2)
+    check_stream(records)
+    assert_short_containers_published(records, ids)
+
+
+@one_engine_factory
+def test_flood_on_socket_survives_end_of_containerd(
+    containerd: Containerd, tmp_path: Path, require: Callable[..., None]
+) -> None:
+    """The socket has room for some 250 of 400 events, whose first 100 are starts; containerd queues the others."""
+    require(*FLOOD)
+    create_containers(containerd, 100)
+    with BridgeProcess(containerd.address, tmp_path) as bridge:
+        bridge.wait_synced()
+        with suspended(bridge.process.pid):
+            flood(containerd, events=400, containers=100, workers=1)
+            containerd.kill()
+        containerd.start()
+        records = bridge.wait_synced(2)
+    check_stream(records)
+    starts = [each["id"] for each in transitions(records) if each["type"] == "started"]
+    assert starts == [f"flooded/flood-{number}" for number in range(100)]
 
 
 def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tmp_path: Path) -> None:

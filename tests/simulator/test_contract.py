@@ -44,6 +44,7 @@ from tests.simulator.containerd import VERSIONS, SimulatedContainerd
 from tests.simulator.drivers import Driver, RealDriver, SimulatedDriver
 from tests.simulator.state import IMAGE, KILLED, RUNTIME
 from tests.testbed.containerd import Containerd
+from tests.wait_calls import wait_for_exit
 
 _numbers = itertools.count(1)
 
@@ -145,7 +146,7 @@ class Contract:
     async def test_exit_emits_events_and_stops_task(self, driver: Driver, client: ContainerdClient) -> None:
         key, stream = await running(driver, client, "exit")
         (task,) = await client.tasks(driver.namespace)
-        waiting = asyncio.create_task(client.wait_for_exit(key))
+        waiting = asyncio.create_task(wait_for_exit(client, key))
         await driver.kill(key.id)
         (exited,) = await wait_for_events(client, stream, driver.namespace, TaskExited)
         assert isinstance(exited, TaskExited)
@@ -155,7 +156,7 @@ class Contract:
 
         exit_status = ExitStatus(KILLED, exited.exited_at)
         assert await waiting == exit_status
-        assert await client.wait_for_exit(key) == exit_status
+        assert await wait_for_exit(client, key) == exit_status
         stopped = Task(key, task.pid, TaskStatus.STOPPED, KILLED, exited.exited_at)
         assert await client.task(key) == stopped
         assert await client.tasks(driver.namespace) == [stopped]
@@ -204,12 +205,12 @@ class Contract:
         await driver.create(never_run)
         await driver.run(task_deleted, {})
         await driver.kill(task_deleted)
-        await asyncio.wait_for(client.wait_for_exit(ContainerKey(driver.namespace, task_deleted)), 60)
+        await asyncio.wait_for(wait_for_exit(client, ContainerKey(driver.namespace, task_deleted)), 60)
         await driver.delete_task(task_deleted)
         for id_ in (never_run, task_deleted, "never"):
             key = ContainerKey(driver.namespace, id_)
             assert await client.task(key) is None
-            assert await client.wait_for_exit(key) is None
+            assert await wait_for_exit(client, key) is None
         assert await client.container(ContainerKey(driver.namespace, "never")) is None
 
     @pytest.mark.parametrize("namespace", ["never", "not a name", "ümlaut", "a\nb", ""])

@@ -5,21 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import pytest
 
 from tests.virtual_time import REAL_TIME, VirtualClock, VirtualTimeLoop
 
-HERE = Path(__file__).parent
-REAL_TIME_DIRECTORIES = {"containerd"}  # gRPC
-
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Return the event loop of a test."""
-    is_real = (
-        item.get_closest_marker(REAL_TIME) is not None or item.path.relative_to(HERE).parts[0] in REAL_TIME_DIRECTORIES
-    )
+    is_real = item.get_closest_marker(REAL_TIME) is not None
     return {REAL_TIME: asyncio.new_event_loop} if is_real else {"virtual_time": VirtualTimeLoop}
 
 

@@ -55,6 +55,7 @@ class Relay(grpc.GenericRpcHandler):
     def __init__(self, path: str, clock: Clock) -> None:
         self.denied_calls = DeniedCalls(clock)
         self._path = path
+        self._clock = clock
         self._channel = grpc.aio.insecure_channel(methods.target(path), options=methods.channel_options())
         self._marker_bucket = TokenBucket(clock, per_second=MARKERS_PER_SECOND, burst=MARKER_BURST)
         self._large_calls = asyncio.Semaphore(MAX_LARGE_CALLS)
@@ -139,7 +140,7 @@ class Relay(grpc.GenericRpcHandler):
             responses = method(request, timeout=context.time_remaining(), metadata=_headers(namespace))
             try:
                 async for response in responses:
-                    await _write(context, call_policy.filter_response(response))
+                    await self._write(context, call_policy.filter_response(response))
             finally:
                 responses.cancel()
 
@@ -148,7 +149,7 @@ class Relay(grpc.GenericRpcHandler):
         server = policy.strip_unknown(methods.SERVER, raw)
         peer_pid = 0
         with contextlib.suppress(BridgeError):
-            peer_pid = (await probe(self._path, _PROBE_SECONDS)).pid
+            peer_pid = (await probe(self._path, _PROBE_SECONDS, self._clock)).pid
         server.proxied_pid = peer_pid or server.pid
         return bytes(server.SerializeToString())
 
@@ -172,7 +173,7 @@ class Relay(grpc.GenericRpcHandler):
         self._subscribers += 1
         stream = RawEventStream(self._path, buffer_bytes=SUBSCRIBER_BUFFER_BYTES)
         try:
-            await _relay_events(stream, context)
+            await self._relay_events(stream, context)
         except StreamOverflowError as error:
             raise _too_slow_error() from error
         except TransientError as error:
@@ -181,24 +182,22 @@ class Relay(grpc.GenericRpcHandler):
             stream.close()
             self._subscribers -= 1
 
+    async def _relay_events(self, stream: RawEventStream, context: _Context) -> None:
+        batched = envelope_batches.supports_batches(_metadata(context))
+        await context.send_initial_metadata((envelope_batches.HEADER,) if batched else ())
+        while True:
+            envelopes = await stream.raw_batch()
+            for message in envelope_batches.batch(envelopes) if batched else envelopes:
+                await self._write(context, message)
 
-async def _relay_events(stream: RawEventStream, context: _Context) -> None:
-    batched = envelope_batches.supports_batches(_metadata(context))
-    await context.send_initial_metadata((envelope_batches.HEADER,) if batched else ())
-    while True:
-        envelopes = await stream.raw_batch()
-        for message in envelope_batches.batch(envelopes) if batched else envelopes:
-            await _write(context, message)
+    async def _write(self, context: _Context, message: bytes) -> None:
+        """Send a message and wait until the client has room for it.
 
-
-async def _write(context: _Context, message: bytes) -> None:
-    """Send a message and wait until the client has room for it.
-
-    Raises:
-        TimeoutError: The client reads nothing.
-    """
-    async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-        await context.write(message)
+        Raises:
+            TimeoutError: The client reads nothing.
+        """
+        async with self._clock.timeout(WRITE_TIMEOUT_SECONDS):
+            await context.write(message)
 
 
 def _too_slow_error() -> CallDenied:

@@ -17,9 +17,11 @@ from bridge.containerd.proxy.relay import Relay
 from bridge.containerd.proxy.socket import bind
 from bridge.containerd.socket_probe import socket_path
 from bridge.core.errors import FatalError
+from bridge.core.ports import Clock
 from bridge.task_groups import task_group
 
-MAX_CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks
+MAX_CALLS = 2_500  # at a time, for all clients
+MAX_CONNECTION_CALLS = 2_000  # on one connection: more calls that wait for exits wait in the bridge, and leave room
 MAX_CONNECTIONS = 64
 MAX_REQUEST_BYTES = 16 * 1024  # containerd's ids and each component of a topic have at most 76 characters
 STOP_TIMEOUT_SECONDS = 1.0
@@ -40,10 +42,11 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    relay = Relay(source, SystemClock())
+    clock = SystemClock()
+    relay = Relay(source, clock)
     server = create_server(relay)
     try:
-        async with event_loop_watchdog(HANG_SECONDS):
+        async with event_loop_watchdog(HANG_SECONDS, clock):
             bind(server, path, mode=mode, group=group)
             await server.start()
             _log.info("proxy_started", containerd=source, listen=path)
@@ -65,8 +68,8 @@ def create_server(relay: Relay) -> grpc.aio.Server:
     """Return a server that does not listen yet."""
     options = [
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-        ("grpc.max_concurrent_streams", MAX_CALLS),
-        # Otherwise gRPC cancels some of the calls that arrive at the same time, as the bridge's task waits do.
+        ("grpc.max_concurrent_streams", MAX_CONNECTION_CALLS),
+        # Otherwise gRPC cancels some of the calls that arrive at the same time, as the bridge's exit waits do.
         ("grpc.server.max_pending_requests", MAX_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", MAX_CALLS),
         ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
@@ -76,7 +79,7 @@ def create_server(relay: Relay) -> grpc.aio.Server:
 
 
 @contextlib.asynccontextmanager
-async def event_loop_watchdog(seconds: float) -> AsyncIterator[None]:
+async def event_loop_watchdog(seconds: float, clock: Clock) -> AsyncIterator[None]:
     """While the block runs, exit with status 1 if the event loop does not run for ``seconds``.
 
     The supervisor (systemd, the kubelet) then starts another process. The proxy has no network, so nothing else can
@@ -89,7 +92,7 @@ async def event_loop_watchdog(seconds: float) -> AsyncIterator[None]:
 
     async def restart_timer() -> None:
         while True:
-            await asyncio.sleep(seconds / _RESTARTS_PER_HANG)
+            await clock.sleep(seconds / _RESTARTS_PER_HANG)
             start_timer()
 
     start_timer()

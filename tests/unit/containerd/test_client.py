@@ -27,6 +27,8 @@ from tests.simulator.containerd import MAX_MESSAGE_BYTES, SimulatedContainerd
 from tests.simulator.faults import ALL
 from tests.simulator.state import SimulatedRpcError
 
+pytestmark = pytest.mark.real_time
+
 KEY = ContainerKey("shop", "web")
 
 # Parts of gRPC's texts that differ between versions.
@@ -222,11 +224,11 @@ class TestFailures:
     async def test_call_raises_transient_error_when_connection_is_closed(
         self, containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        containerd.faults.hang("Tasks.Wait")
-        waiting = asyncio.create_task(client.wait_for_exit(KEY))
-        await eventually_async(lambda: "Tasks.Wait" in containerd.calls)
+        containerd.faults.hang("Tasks.Get")
+        waiting = asyncio.create_task(client.task(KEY))
+        await eventually_async(lambda: "Tasks.Get" in containerd.calls)
         await client.close()
-        with golden.error("containerd_errors", "closed during Tasks.Wait", TransientError, containerd.address):
+        with golden.error("containerd_errors", "closed during Tasks.Get", TransientError, containerd.address):
             await waiting
 
     async def test_closed_connection_rejects_calls(self, containerd: SimulatedContainerd, golden: Golden) -> None:

@@ -1,69 +1,77 @@
-"""Test the event stream on a simulated containerd: no lost events, bounded memory, no thread left after close."""
+"""Test the event stream: no lost events, bounded memory, few reads, and prompt reads when events come fast."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import threading
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from bridge.containerd import envelope_batches
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.event_stream import LINGER_SECONDS, MAX_BATCH_EVENTS, ContainerdEventStream, linger
-from bridge.core.containerd_model import ContainerKey, Event, Marker, TaskOOM, Undecodable
+from bridge.containerd.event_stream import (
+    FILTERS,
+    LINGER_SECONDS,
+    MAX_BATCH_EVENTS,
+    ContainerdEventStream,
+    linger,
+)
+from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.containerd.protos.events_pb2 import SubscribeRequest
+from bridge.core.containerd_model import Event, Marker, Undecodable
 from bridge.core.errors import StreamOverflowError, TransientError
 from bridge.core.label_rules import LabelRules
-from tests.eventually import eventually, eventually_async
 from tests.golden import Golden
-from tests.simulator.containerd import SimulatedContainerd
+from tests.unit.containerd.http2_peer import (
+    DATA,
+    Peer,
+    data,
+    frames,
+    goaway,
+    message,
+    messages,
+    reset,
+    response_headers,
+    settings,
+    trailers,
+    trailers_only,
+)
 
-KEY = ContainerKey("shop", "web")
+
+def envelope(namespace: str, topic: str, type_url: str, value: bytes = b"") -> bytes:
+    return Envelope(namespace=namespace, topic=topic, event={"type_url": type_url, "value": value}).SerializeToString()
 
 
-def readers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "containerd-events"]
+def marker_envelopes(numbers: range) -> list[bytes]:
+    return [envelope("whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty") for number in numbers]
 
 
-def wait_for_threads() -> None:
-    """Wait until all reader threads have ended, which takes longer on a busy machine."""
-    eventually(lambda: not readers(), "all reader threads to end")
-
-
-CONNECTING = re.compile("failed to connect.*")  # gRPC's text differs between versions
-
-
-async def wait_queued(stream: ContainerdEventStream, events: int) -> None:
-    """Wait until the stream has buffered this number of events."""
-    async with asyncio.timeout(30):
-        while len(stream._queue) < events:  # noqa: ASYNC110 (another thread fills the queue)
-            await asyncio.sleep(0.01)
+def markers(numbers: range) -> list[Event]:
+    return [Marker("n", number) for number in numbers]
 
 
 @pytest.fixture
-async def stream(containerd: SimulatedContainerd) -> AsyncIterator[ContainerdEventStream]:
-    stream = ContainerdEventStream(containerd.address)
-    await wait_subscribed(containerd, 1)
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    peer = Peer(tmp_path / "c.sock")
+    yield peer
+    peer.close()
+
+
+async def subscribed(peer: Peer, **options: int) -> ContainerdEventStream:
+    stream = ContainerdEventStream(peer.path, **options)
+    peer.accept()
+    await peer.send(settings() + response_headers())
+    return stream
+
+
+@pytest.fixture
+async def stream(peer: Peer) -> AsyncIterator[ContainerdEventStream]:
+    stream = await subscribed(peer)
     yield stream
     stream.close()
-    wait_for_threads()
-
-
-async def wait_subscribed(containerd: SimulatedContainerd, streams: int) -> None:
-    """Wait until the simulator has this number of subscribers."""
-    await eventually_async(lambda: len(containerd.state.listeners) == streams)
-
-
-def publish_markers(containerd: SimulatedContainerd, events: int) -> list[Event]:
-    """Publish this number of markers, and return the expected events."""
-    markers: list[Event] = []
-    for number in range(events):
-        containerd.state.publish_any("whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty", b"")
-        markers.append(Marker("n", number))
-    return markers
 
 
 async def received(stream: ContainerdEventStream, events: int) -> list[Event]:
@@ -75,174 +83,271 @@ async def received(stream: ContainerdEventStream, events: int) -> list[Event]:
     return received_events
 
 
-async def test_event_stream_returns_events_in_order_and_batches(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream
-) -> None:
-    published = publish_markers(containerd, 20_000)
-    assert await received(stream, 20_000) == published
+async def all_received(stream: ContainerdEventStream) -> tuple[list[Event], TransientError]:
+    """Return the events up to the end of the stream, and how it ended."""
+    received_events: list[Event] = []
+    while True:
+        try:
+            received_events.extend(await stream.batch())
+        except TransientError as error:
+            return received_events, error
 
 
-async def test_event_stream_buffers_events_between_reads(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream
-) -> None:
-    published = publish_markers(containerd, 10)
-    await wait_queued(stream, 10)
-    assert await stream.batch() == published
+async def test_event_stream_subscribes_to_required_topics(peer: Peer, stream: ContainerdEventStream) -> None:
+    (request,) = (each.payload for each in frames(peer.received()) if each.type == DATA)
+    assert request == message(SubscribeRequest(filters=FILTERS).SerializeToString())
+    assert stream.drain() == []
 
 
-async def test_event_stream_delivers_single_event_without_delay(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream
-) -> None:
-    waits = [1.0]
-    while min(waits) >= LINGER_SECONDS and len(waits) < 200:  # delays on a busy machine do not count
-        await asyncio.sleep(2 * LINGER_SECONDS)
-        began = time.perf_counter()
-        publish_markers(containerd, 1)
-        await stream.batch()
-        waits.append(time.perf_counter() - began)
-    assert min(waits) < LINGER_SECONDS
+async def test_event_stream_returns_events_in_order_and_batches(peer: Peer, stream: ContainerdEventStream) -> None:
+    sending = asyncio.create_task(peer.send(messages(*marker_envelopes(range(20_000)))))
+    assert await received(stream, 20_000) == markers(range(20_000))
+    await sending
 
 
-async def test_event_stream_continues_after_undecodable_event(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream
-) -> None:
-    containerd.state.publish_any("shop", "/tasks/oom", "containerd.events.TaskOOM", b"\xff")
-    containerd.state.oom(KEY)
-    undecodable, oom = await received(stream, 2)
+async def test_event_stream_buffers_events_between_reads(peer: Peer, stream: ContainerdEventStream) -> None:
+    for number in range(10):
+        await peer.send(messages(*marker_envelopes(range(number, number + 1))))
+        await asyncio.sleep(0.1)
+    assert await stream.batch() == markers(range(10))
+
+
+async def test_event_stream_reads_while_events_are_not_taken(peer: Peer, stream: ContainerdEventStream) -> None:
+    async with asyncio.timeout(10):
+        await peer.send(messages(*marker_envelopes(range(50_000))))
+    await asyncio.sleep(1)
+    assert await received(stream, 50_000) == markers(range(50_000))
+
+
+async def test_event_stream_delivers_single_event_without_delay(peer: Peer, stream: ContainerdEventStream) -> None:
+    loop = asyncio.get_running_loop()
+    for number in range(10):
+        await asyncio.sleep(1)
+        await peer.send(messages(*marker_envelopes(range(number, number + 1))))
+        began = loop.time()
+        assert await stream.batch() == markers(range(number, number + 1))
+        assert loop.time() == began
+
+
+async def test_event_stream_collects_frequent_events(peer: Peer, stream: ContainerdEventStream) -> None:
+    """At 200 events per second, a batch has four of them, and the socket is read as often as a batch is taken."""
+
+    async def send() -> None:
+        for number in range(400):
+            await peer.send(messages(*marker_envelopes(range(number, number + 1))))
+            await asyncio.sleep(0.005)
+
+    reads = 0
+    original = stream._connection._read
+
+    def read() -> int:
+        nonlocal reads
+        reads += 1
+        return original()
+
+    stream._connection._read = read  # type: ignore[method-assign] # counted
+    sending = asyncio.create_task(send())
+    batches: list[Sequence[Event]] = []
+    while sum(len(batch) for batch in batches) < 400:
+        batches.append(await stream.batch())
+    await sending
+    assert [event for batch in batches for event in batch] == markers(range(400))
+    assert len(batches) < 120
+    assert reads < 150
+
+
+async def test_event_stream_reads_flood_before_socket_is_full(peer: Peer, stream: ContainerdEventStream) -> None:
+    """At 10,000 events per second, the batches are large, but containerd never waits for the stream."""
+    loop = asyncio.get_running_loop()
+    waits = []
+
+    async def send() -> None:
+        for number in range(0, 20_000, 10):
+            began = loop.time()
+            await peer.send(messages(*marker_envelopes(range(number, number + 10))))
+            waits.append(loop.time() - began)
+            await asyncio.sleep(0.001)
+
+    sending = asyncio.create_task(send())
+    batches: list[Sequence[Event]] = []
+    while sum(len(batch) for batch in batches) < 20_000:
+        batches.append(await stream.batch())
+    await sending
+    assert len(batches) < 40
+    assert max(waits[100:]) == 0
+
+
+async def test_event_stream_reads_large_events_at_full_speed(peer: Peer, stream: ContainerdEventStream) -> None:
+    """The socket holds less than a quarter of an event, and no batch is taken."""
+    large = message(envelope("shop", "/tasks/large", "x", b"x" * 1024 * 1024))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(48):
+        await peer.send(b"".join(data(large[at : at + 16_384]) for at in range(0, len(large), 16_384)))
+    assert loop.time() - began < 2
+    await asyncio.sleep(0.1)
+    assert len(await received(stream, 48)) == 48
+
+
+async def test_event_stream_continues_after_undecodable_event(peer: Peer, stream: ContainerdEventStream) -> None:
+    await peer.send(messages(envelope("shop", "/tasks/oom", "containerd.events.TaskOOM", b"\xff")))
+    await peer.send(messages(*marker_envelopes(range(1))))
+    undecodable, marker = await received(stream, 2)
     assert isinstance(undecodable, Undecodable)
-    assert isinstance(oom, TaskOOM)
+    assert marker == Marker("n", 0)
 
 
-async def test_event_stream_omits_events_of_other_topics(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream
-) -> None:
-    containerd.state.publish_any("shop", "/images/create", "containerd.events.ImageCreate", b"")
-    published = publish_markers(containerd, 1)
-    assert await stream.batch() == published
-
-
-async def test_event_stream_loses_nothing_when_read_is_canceled(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream
-) -> None:
-    published = []
+async def test_event_stream_loses_nothing_when_read_is_canceled(peer: Peer, stream: ContainerdEventStream) -> None:
     events: list[Event] = []
-    for _ in range(50):
+    for number in range(50):
         waiting = asyncio.create_task(stream.batch())
-        published += publish_markers(containerd, 1)
+        await peer.send(messages(*marker_envelopes(range(number, number + 1))))
         await asyncio.sleep(0.001)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             events.extend(await waiting)
-    assert events + await received(stream, len(published) - len(events)) == published
+    if len(events) < 50:
+        events += await received(stream, 50 - len(events))
+    assert events == markers(range(50))
 
 
-async def test_event_stream_raises_after_buffered_events_on_disconnect(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream
-) -> None:
-    published = publish_markers(containerd, 5)
-    await wait_queued(stream, 5)
-    await containerd.stop()
-    await asyncio.sleep(0.1)
-    assert await stream.batch() == published
-    for _ in range(2):
-        with pytest.raises(TransientError, match=re.escape(containerd.address)):
+class TestEnd:
+    @pytest.mark.parametrize(
+        ("end", "text"),
+        [
+            (b"", "connection closed"),
+            (goaway(0), "shutting down"),
+            (goaway(1), "connection closed"),
+            (reset(1, 8), "closed"),
+            (trailers(status="14", text="stopping"), "stopping"),
+            (b"garbage in place of a frame", "invalid HTTP/2 data"),
+            (data(b"\1\0\0\0\0"), "compressed"),
+        ],
+    )
+    async def test_event_stream_returns_all_events_before_error(
+        self, peer: Peer, stream: ContainerdEventStream, end: bytes, text: str
+    ) -> None:
+        await received_first(peer, stream)
+        await peer.send(messages(*marker_envelopes(range(1, 300))) + end)
+        peer.received()
+        peer.hang_up()
+        events, error = await all_received(stream)
+        assert events == markers(range(1, 300))
+        assert text in str(error)
+        assert not isinstance(error, StreamOverflowError)
+        with pytest.raises(TransientError, match=re.escape(str(error))):
             await stream.batch()
-    wait_for_threads()
 
-
-async def test_event_stream_raises_when_server_ends_stream(
-    containerd: SimulatedContainerd, stream: ContainerdEventStream, golden: Golden
-) -> None:
-    containerd.end_streams()
-    with golden.error("containerd_errors", "event stream, orderly end", TransientError, containerd.address):
-        await stream.batch()
-
-
-async def test_event_stream_raises_when_containerd_is_missing(tmp_path: Path, golden: Golden) -> None:
-    stream = ContainerdEventStream(f"{tmp_path}/c.sock")
-    async with asyncio.timeout(30):
-        with golden.error(
-            "containerd_errors", "event stream, no socket", TransientError, tmp_path / "c.sock", GRPC=CONNECTING
-        ):
+    async def test_event_stream_close_keeps_what_has_arrived(self, peer: Peer, stream: ContainerdEventStream) -> None:
+        await received_first(peer, stream)
+        await peer.send(messages(*marker_envelopes(range(1, 300))))
+        for _ in range(2):
+            stream.close()
+        assert stream.drain() == markers(range(1, 300))
+        with pytest.raises(TransientError, match=re.escape(peer.path)):
             await stream.batch()
-    stream.close()
 
+    async def test_event_stream_raises_when_server_ends_stream(
+        self, peer: Peer, stream: ContainerdEventStream, golden: Golden
+    ) -> None:
+        await peer.send(trailers())
+        with golden.error("containerd_errors", "event stream, orderly end", TransientError, peer.path):
+            await stream.batch()
 
-async def test_event_stream_close_wakes_pending_read(stream: ContainerdEventStream, golden: Golden) -> None:
-    waiting = asyncio.create_task(stream.batch())
-    await asyncio.sleep(0)
-    stream.close()
-    wait_for_threads()
-    with golden.error("containerd_errors", "event stream closed", TransientError, "c.sock"):
-        await waiting
-    stream.close()
-
-
-async def test_event_stream_close_is_prompt_when_containerd_hangs(containerd: SimulatedContainerd) -> None:
-    containerd.faults.hang()
-    took: list[float] = []
-    while not took or (min(took) > 0.5 and len(took) < 10):  # delays on a busy machine do not count
-        containerd.calls.clear()
-        stream = ContainerdEventStream(containerd.address)
-        await eventually_async(lambda: "Events.Subscribe" in containerd.calls)
-        began = time.perf_counter()
+    async def test_event_stream_raises_when_containerd_is_missing(self, tmp_path: Path, golden: Golden) -> None:
+        stream = ContainerdEventStream(f"{tmp_path}/c.sock")
+        with golden.error("containerd_errors", "event stream, no socket", TransientError, tmp_path / "c.sock"):
+            await stream.batch()
         stream.close()
-        took.append(time.perf_counter() - began)
-        wait_for_threads()
-    assert min(took) < 0.5
+
+    async def test_event_stream_close_wakes_pending_read(
+        self, peer: Peer, stream: ContainerdEventStream, golden: Golden
+    ) -> None:
+        waiting = asyncio.create_task(stream.batch())
+        await asyncio.sleep(0)
+        stream.close()
+        with golden.error("containerd_errors", "event stream closed", TransientError, peer.path):
+            await waiting
+
+    async def test_event_stream_closes_connection(self, peer: Peer, stream: ContainerdEventStream) -> None:
+        peer.received()
+        stream.close()
+        with pytest.raises(BrokenPipeError):
+            await peer.send(b"more")
+
+    def test_event_stream_closes_after_event_loop_ended(self, tmp_path: Path) -> None:
+        peer = Peer(tmp_path / "c.sock")
+        stream = asyncio.run(subscribed(peer))
+        stream.close()
+        peer.close()
+
+    async def test_client_close_closes_event_streams(self, peer: Peer, golden: Golden) -> None:
+        async with ContainerdClient(peer.path, LabelRules.keep_all()) as client:
+            streams = [await client.subscribe() for _ in range(2)]
+            peer.accept()
+        for stream in streams:
+            with golden.error("containerd_errors", "stream after close", TransientError, peer.path):
+                await stream.batch()
 
 
-async def test_event_stream_close_is_prompt_before_subscription(containerd: SimulatedContainerd) -> None:
-    for _ in range(20):
-        ContainerdEventStream(containerd.address).close()
-    wait_for_threads()
+async def received_first(peer: Peer, stream: ContainerdEventStream) -> None:
+    """Let a batch be taken, so that the next one collects events."""
+    await peer.send(messages(*marker_envelopes(range(1))))
+    assert await stream.batch() == markers(range(1))
 
 
-async def test_event_stream_raises_overflow_when_buffer_is_full(
-    containerd: SimulatedContainerd, golden: Golden
-) -> None:
-    stream = ContainerdEventStream(containerd.address, buffer_bytes=100_000)
-    await wait_subscribed(containerd, 1)
-    publish_markers(containerd, 10_000)
-    await wait_subscribed(containerd, 0)  # closed, because unread events would fill containerd's memory
-    for _ in range(2):
-        with golden.error(
-            "containerd_errors", "event stream, overflow", StreamOverflowError, 100000, containerd.address
-        ):
+class TestOverflow:
+    async def test_event_stream_raises_overflow_when_buffer_is_full(self, peer: Peer, golden: Golden) -> None:
+        stream = await subscribed(peer, buffer_bytes=100_000)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):  # unread events would fill containerd's memory
+            await peer.send(messages(*marker_envelopes(range(10_000))))
+        for _ in range(2):
+            with golden.error("containerd_errors", "event stream, overflow", StreamOverflowError, 100000, peer.path):
+                await stream.batch()
+        assert stream.drain() == []
+        stream.close()
+
+    async def test_event_stream_frees_buffer_on_read(self, peer: Peer) -> None:
+        stream = await subscribed(peer, buffer_bytes=100_000)
+        for number in range(0, 5_000, 100):
+            await peer.send(messages(*marker_envelopes(range(number, number + 100))))
+            assert await received(stream, 100) == markers(range(number, number + 100))
+        stream.close()
+
+    async def test_event_stream_raises_overflow_when_proxy_reports_it(
+        self, peer: Peer, stream: ContainerdEventStream
+    ) -> None:
+        await peer.send(messages(*marker_envelopes(range(3))) + trailers(status="8", text="too slow"))
+        events, error = await all_received(stream)
+        assert events == markers(range(3))
+        assert isinstance(error, StreamOverflowError)
+        assert "too slow" in str(error)
+
+
+class TestBatchedEnvelopes:
+    @staticmethod
+    async def subscribed_to_proxy(peer: Peer) -> ContainerdEventStream:
+        stream = ContainerdEventStream(peer.path)
+        peer.accept()
+        await peer.send(settings() + response_headers(metadata=[envelope_batches.HEADER]))
+        return stream
+
+    @staticmethod
+    def batched(envelopes: Sequence[bytes]) -> bytes:
+        return messages(*envelope_batches.batch(envelopes))
+
+    async def test_event_stream_reads_batches_of_proxy(self, peer: Peer) -> None:
+        stream = await self.subscribed_to_proxy(peer)
+        await peer.send(self.batched(marker_envelopes(range(100))) + self.batched(marker_envelopes(range(100, 101))))
+        assert await received(stream, 101) == markers(range(101))
+        stream.close()
+
+    async def test_event_stream_raises_when_batch_is_unreadable(self, peer: Peer, golden: Golden) -> None:
+        stream = await self.subscribed_to_proxy(peer)
+        await peer.send(self.batched(marker_envelopes(range(10))) + messages(b"\xff") + trailers_only())
+        assert await stream.batch() == markers(range(10))
+        with golden.error("containerd_errors", "event stream, unreadable batch", TransientError, peer.path):
             await stream.batch()
-    stream.close()
-    wait_for_threads()
-
-
-async def test_event_stream_frees_buffer_on_read(containerd: SimulatedContainerd) -> None:
-    stream = ContainerdEventStream(containerd.address, buffer_bytes=100_000)
-    await wait_subscribed(containerd, 1)
-    for _ in range(50):
-        published = publish_markers(containerd, 100)
-        assert await received(stream, 100) == published
-    stream.close()
-
-
-def test_event_stream_closes_after_event_loop_ended(tmp_path: Path) -> None:
-    async def open_stream() -> ContainerdEventStream:
-        async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
-            stream = ContainerdEventStream(containerd.address)
-            await wait_subscribed(containerd, 1)
-            return stream
-
-    stream = asyncio.run(open_stream())
-    stream.close()
-    wait_for_threads()
-
-
-async def test_client_close_closes_event_streams(containerd: SimulatedContainerd) -> None:
-    wait_for_threads()  # threads of previous tests
-    async with ContainerdClient(containerd.address, LabelRules.keep_all()) as client:
-        await client.subscribe()
-        stream = await client.subscribe()
-        assert len(readers()) == 2
-    wait_for_threads()
-    stream.close()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.clock import SystemClock
 from bridge.containerd.socket_probe import probe, socket_path
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from tests.golden import Golden
@@ -68,30 +69,30 @@ class TestAddresses:
 class TestProbe:
     async def test_probe_returns_socket_identity_and_pid_of_http2_server(self, tmp_path: Path) -> None:
         async with listen(tmp_path / "s", SETTINGS):
-            peer = await probe(str(tmp_path / "s"), 5)
+            peer = await probe(str(tmp_path / "s"), 5, SystemClock())
         status = (tmp_path / "s").stat()
         assert peer == (status.st_dev, status.st_ino, os.getpid())
 
     async def test_probe_raises_transient_error_when_socket_is_missing(self, tmp_path: Path, golden: Golden) -> None:
         with golden.error("containerd_errors", "no socket", TransientError, tmp_path / "s"):
-            await probe(str(tmp_path / "s"), 5)
+            await probe(str(tmp_path / "s"), 5, SystemClock())
 
     async def test_probe_raises_transient_error_when_nothing_listens(self, tmp_path: Path, golden: Golden) -> None:
         with socket.socket(socket.AF_UNIX) as unused:
             unused.bind(str(tmp_path / "s"))
         with golden.error("containerd_errors", "a socket without a listener", TransientError, tmp_path / "s"):
-            await probe(str(tmp_path / "s"), 5)
+            await probe(str(tmp_path / "s"), 5, SystemClock())
 
     async def test_probe_raises_fatal_error_when_path_is_not_a_socket(self, tmp_path: Path, golden: Golden) -> None:
         (tmp_path / "s").touch()
         for path in (tmp_path, tmp_path / "s"):
             with golden.error("containerd_errors", "not a socket", FatalError, path, SOCKET=path):
-                await probe(str(path), 5)
+                await probe(str(path), 5, SystemClock())
 
     async def test_probe_raises_fatal_error_when_parent_is_a_file(self, tmp_path: Path, golden: Golden) -> None:
         (tmp_path / "f").touch()
         with golden.error("containerd_errors", "below a file", FatalError, tmp_path / "f" / "s", "Not a directory"):
-            await probe(str(tmp_path / "f" / "s"), 5)
+            await probe(str(tmp_path / "f" / "s"), 5, SystemClock())
 
     async def test_probe_raises_fatal_error_when_path_is_too_long(self, tmp_path: Path, golden: Golden) -> None:
         directory = tmp_path / ("x" * 100)
@@ -100,7 +101,7 @@ class TestProbe:
             server.bind(str(tmp_path / "s"))
         (tmp_path / "s").rename(directory / "s")
         with golden.error("containerd_errors", "path too long", FatalError, directory / "s", "AF_UNIX path too long"):
-            await probe(str(directory / "s"), 5)
+            await probe(str(directory / "s"), 5, SystemClock())
 
     @pytest.mark.parametrize("forbidden", ["directory", "directory/s"])
     async def test_probe_raises_permission_error_with_hint(
@@ -113,7 +114,7 @@ class TestProbe:
                 golden.error("containerd_errors", "permission denied", FatalError, path, SOCKET=path),
                 as_unprivileged_user(),
             ):
-                await probe(str(path), 5)
+                await probe(str(path), 5, SystemClock())
 
     @pytest.mark.parametrize(
         ("response", "error"),
@@ -130,7 +131,7 @@ class TestProbe:
     ) -> None:
         async with listen(tmp_path / "s", response):
             with golden.error("containerd_errors", f"response {response!r}", error, tmp_path / "s"):
-                await probe(str(tmp_path / "s"), 0.05 if response is None else 5)
+                await probe(str(tmp_path / "s"), 0.05 if response is None else 5, SystemClock())
 
     async def test_probe_raises_transient_error_when_backlog_is_full(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
@@ -138,7 +139,7 @@ class TestProbe:
             server.listen(0)
             other.connect(str(tmp_path / "s"))
             with pytest.raises(TransientError):
-                await probe(str(tmp_path / "s"), 0.05)
+                await probe(str(tmp_path / "s"), 0.05, SystemClock())
 
 
 @contextmanager

@@ -29,6 +29,8 @@ from tests.simulator.containerd import SimulatedContainerd
 from tests.simulator.faults import ALL
 from tests.simulator.state import IMAGE, SimulatedRpcError
 
+pytestmark = pytest.mark.real_time
+
 PROJECT = {"com.docker.compose.project": "p"}
 STARTED, EXITED, PAUSED, UNPAUSED = ContainerEventType
 

@@ -14,7 +14,7 @@ KEYS = [ContainerKey("default", name) for name in "abc"]
 
 
 def test_schedule_returns_keys_in_order_of_time_and_insertion() -> None:
-    schedule = Schedule()
+    schedule: Schedule[ContainerKey] = Schedule()
     for key, due in zip([*KEYS, KEYS[2]], [7, 5, 9, 5], strict=True):
         schedule.add(key, due)
     assert schedule.next_due() == 5
@@ -26,7 +26,8 @@ def test_schedule_returns_keys_in_order_of_time_and_insertion() -> None:
 
 @given(rng=st.randoms(use_true_random=False), length=st.integers(1, 300))
 def test_schedule_agrees_with_scanned_times(rng: Random, length: int) -> None:
-    schedule, expected = Schedule(), dict[ContainerKey, int]()
+    schedule: Schedule[ContainerKey] = Schedule()
+    expected: dict[ContainerKey, int] = {}
     for _ in range(length):
         key, time = rng.choice(KEYS), rng.randrange(10)
         match rng.randrange(5):
@@ -45,7 +46,7 @@ def test_schedule_agrees_with_scanned_times(rng: Random, length: int) -> None:
 
 
 def test_removed_times_do_not_accumulate() -> None:
-    schedule = Schedule()
+    schedule: Schedule[ContainerKey] = Schedule()
     schedule.add(KEYS[0], 0)
     for number in range(1_000):
         schedule.add(KEYS[1], 1_000 + number)

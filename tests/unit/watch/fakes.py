@@ -24,7 +24,7 @@ from bridge.core.containerd_model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.errors import FatalError, TransientError
+from bridge.core.errors import BridgeError, FatalError, TransientError
 from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Lag, StoredCheckpoint
 from bridge.core.records import Record
@@ -137,6 +137,9 @@ class FakeEngineClient:
         await self._called("wait_for_exit", key)
         return await self.exits.setdefault(key, asyncio.get_running_loop().create_future())
 
+    def wait_calls(self) -> FakeWaitCalls:
+        return FakeWaitCalls(self)
+
     async def close(self) -> None:
         """Do nothing."""
 
@@ -150,6 +153,30 @@ class FakeEngineClient:
     def set_exit(self, key: ContainerKey, exit_status: ExitStatus | None) -> None:
         """Let `wait_for_exit` return."""
         self.exits.setdefault(key, asyncio.get_running_loop().create_future()).set_result(exit_status)
+
+
+class FakeWaitCalls:
+    """Pending calls of `wait_for_exit`."""
+
+    def __init__(self, client: FakeEngineClient) -> None:
+        self._client = client
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def start(self, key: ContainerKey, on_end: Callable[[ExitStatus | BridgeError | None], None]) -> None:
+        async def wait() -> None:
+            try:
+                result: ExitStatus | BridgeError | None = await self._client.wait_for_exit(key)
+            except BridgeError as error:
+                result = error
+            on_end(result)
+
+        call = asyncio.create_task(wait())
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    def close(self) -> None:
+        for call in self._calls:
+            call.cancel()
 
 
 class RecordingOutbox:

@@ -121,12 +121,25 @@ async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
     assert 15 <= waited_at[-1] - waited_at[0] <= 30
 
 
+async def test_every_task_is_waited_for() -> None:
+    keys = [ContainerKey("default", f"c{number}") for number in range(3_000)]
+    client = FakeEngineClient({key: number for number, key in enumerate(keys, 1)})
+    async with synced_watch(client) as running:
+        await running.eventually(lambda: client.calls["wait_for_exit"] == len(keys))
+        for key in keys:
+            client.set_exit(key, ExitStatus(3, 8))
+            del client.running[key]
+        await running.eventually(lambda: sum(each[0] == "exited" for each in running.transitions) == len(keys))
+    assert {each["exit"]["status"] for each in running.documents if each["type"] == "exited"} == {3}
+
+
 async def test_event_processed_after_disconnect_starts_no_call() -> None:
     client = FakeEngineClient()
     client.metadata[WEB] = make_metadata(WEB)
     async with synced_watch(client) as running:
-        client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
-        client.stream.end()
+        stream, started = client.stream, TaskStarted(WEB, running.clock.now().wall, 10)
+        stream.close = lambda: stream.put(started)  # type: ignore[method-assign] # it arrives at the last moment
+        stream.end()
         await running.wait_synced(2)
     assert running.transitions == [("started", "live", "web"), ("exited", "inferred", "web")]
     assert client.calls["wait_for_exit"] == 0

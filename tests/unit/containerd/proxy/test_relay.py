@@ -13,11 +13,17 @@ from grpc import StatusCode
 
 from bridge.clock import SystemClock
 from bridge.containerd import methods
+from bridge.containerd.proxy import server as server_module
 from bridge.containerd.proxy.policy import POLICIES
 from bridge.containerd.proxy.relay import Relay
 from bridge.containerd.proxy.server import create_server
+from bridge.containerd.wait_calls import ContainerdWaitCalls
+from bridge.core.containerd_model import ContainerKey
+from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.simulator import wire
+
+pytestmark = pytest.mark.real_time
 
 
 class Recorder(grpc.GenericRpcHandler):
@@ -129,6 +135,28 @@ async def test_relay_forwards_cancellation(channel: grpc.aio.Channel, recorder: 
         await recorder.waiting.wait()
         call.cancel()
         await recorder.cancelled.wait()
+
+
+async def test_waits_beyond_limit_of_connection_leave_room_for_other_calls(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTION_CALLS", 2)
+    relay = Relay(f"{tmp_path}/c.sock", SystemClock())
+    server = create_server(relay)
+    server.add_insecure_port(methods.target(f"{tmp_path}/p.sock"))
+    await server.start()
+    results: list[object] = []
+    calls = ContainerdWaitCalls(f"{tmp_path}/p.sock")
+    for number in range(4):
+        calls.start(ContainerKey("default", f"c{number}"), results.append)
+    await eventually_async(lambda: recorder.calls.count(methods.WAIT.path) == 2)
+    async with grpc.aio.insecure_channel(methods.target(f"{tmp_path}/p.sock")) as channel:
+        await method(channel, methods.VERSION.path)(b"")
+    assert recorder.calls.count(methods.WAIT.path) == 2
+    assert results == []
+    calls.close()
+    await server.stop(0)
+    await relay.close()
 
 
 async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path, golden: Golden) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from bridge.containerd.proxy.server import event_loop_watchdog
 from tests.eventually import eventually
+from tests.virtual_time import VirtualClock
 
 HANGING_PROXY = """
 import asyncio, signal, sys, time
@@ -43,7 +44,9 @@ def test_proxy_exits_when_event_loop_hangs(tmp_path: Path) -> None:
     assert "in hang" in stderr
 
 
-async def test_watchdog_timer_restarts_while_event_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watchdog_timer_restarts_while_event_loop_runs(
+    monkeypatch: pytest.MonkeyPatch, clock: VirtualClock
+) -> None:
     calls: list[tuple[float, bool]] = []
     canceled: list[bool] = []
     third = asyncio.Event()
@@ -56,7 +59,7 @@ async def test_watchdog_timer_restarts_while_event_loop_runs(monkeypatch: pytest
 
     monkeypatch.setattr(faulthandler, "dump_traceback_later", start)
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: canceled.append(True))
-    async with event_loop_watchdog(0.12):
+    async with event_loop_watchdog(0.12, clock):
         await asyncio.wait_for(third.wait(), 30)
         assert not canceled
     assert set(calls) == {(0.12, True)}

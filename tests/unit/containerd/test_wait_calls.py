@@ -1,0 +1,134 @@
+"""Test the calls that wait for exits: results and errors, thousands at a time, reconnects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.containerd.protos.tasks_pb2 import WaitResponse
+from bridge.containerd.wait_calls import ContainerdWaitCalls
+from bridge.core.containerd_model import ContainerKey, ExitStatus
+from bridge.core.errors import BridgeError, TransientError
+from tests.golden import Golden
+from tests.unit.containerd.http2_peer import (
+    HEADERS,
+    Peer,
+    frames,
+    messages,
+    response_headers,
+    settings,
+    trailers,
+    trailers_only,
+    window_update,
+)
+
+KEY = ContainerKey("shop", "web")
+RESPONSE = WaitResponse(exit_status=7, exited_at={"seconds": 8}).SerializeToString()
+
+Result = ExitStatus | BridgeError | None
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Iterator[Peer]:
+    peer = Peer(tmp_path / "c.sock")
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def calls(peer: Peer) -> Iterator[ContainerdWaitCalls]:
+    calls = ContainerdWaitCalls(peer.path)
+    yield calls
+    calls.close()
+
+
+def response(content: bytes = RESPONSE, stream: int = 1) -> bytes:
+    return response_headers(stream) + messages(content, stream=stream) + trailers(stream)
+
+
+async def result_of(peer: Peer, calls: ContainerdWaitCalls, content: bytes) -> Result:
+    results: list[Result] = []
+    calls.start(KEY, results.append)
+    peer.accept()
+    await peer.send(settings() + content)
+    await asyncio.sleep(1)
+    (result,) = results
+    return result
+
+
+async def test_wait_call_returns_exit_status(peer: Peer, calls: ContainerdWaitCalls) -> None:
+    assert await result_of(peer, calls, response()) == ExitStatus(7, 8_000_000_000)
+
+
+async def test_wait_call_returns_none_without_task(peer: Peer, calls: ContainerdWaitCalls) -> None:
+    assert await result_of(peer, calls, trailers_only(status="5", text="no running task found")) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "content"),
+    [
+        ("fails", trailers_only(status="13", text="for a reason")),
+        ("unreadable", response(b"\xff")),
+        ("empty", response_headers() + trailers()),
+    ],
+)
+async def test_wait_call_returns_error(
+    peer: Peer, calls: ContainerdWaitCalls, golden: Golden, case: str, content: bytes
+) -> None:
+    result = await result_of(peer, calls, content)
+    assert isinstance(result, TransientError)
+    with golden.error("containerd_errors", f"Tasks.Wait {case}", TransientError, peer.path):
+        raise result
+
+
+async def test_wait_call_returns_none_for_invalid_key(calls: ContainerdWaitCalls) -> None:
+    results: list[Result] = []
+    for key in (ContainerKey("shop", ""), ContainerKey("", "web"), ContainerKey("a b", "c")):
+        calls.start(key, results.append)
+    assert results == [None] * 3
+
+
+async def test_wait_call_reconnects_after_end_of_connection(peer: Peer, calls: ContainerdWaitCalls) -> None:
+    results: list[Result] = []
+    for _ in range(2):
+        calls.start(KEY, results.append)
+    peer.accept()
+    peer.hang_up()
+    await asyncio.sleep(1)
+    assert [type(result).__mro__[1] for result in results] == [TransientError] * 2
+    assert await result_of(peer, calls, response()) == ExitStatus(7, 8_000_000_000)
+
+
+async def test_wait_call_returns_error_when_socket_is_missing(tmp_path: Path) -> None:
+    results: list[Result] = []
+    ContainerdWaitCalls(f"{tmp_path}/c.sock").start(KEY, results.append)
+    assert isinstance(results[0], TransientError)
+
+
+async def test_closed_wait_calls_return_nothing(calls: ContainerdWaitCalls) -> None:
+    results: list[Result] = []
+    calls.start(KEY, results.append)
+    for _ in range(2):
+        calls.close()
+    calls.start(KEY, results.append)
+    await asyncio.sleep(1)
+    assert results == []
+
+
+async def test_ten_thousand_wait_calls_share_a_connection(peer: Peer, calls: ContainerdWaitCalls) -> None:
+    results: list[Result] = []
+    for number in range(10_000):
+        calls.start(ContainerKey("shop", f"c{number}"), results.append)
+    peer.accept()
+    await peer.send(settings() + window_update(0, 2**30))
+    received, streams = b"", 0
+    while streams < 10_000:
+        await asyncio.sleep(1)
+        received += peer.received()
+        streams = sum(each.type == HEADERS for each in frames(received))
+    await peer.send(b"".join(response(stream=2 * number + 1) for number in range(10_000)))
+    await asyncio.sleep(10)
+    assert results == [ExitStatus(7, 8_000_000_000)] * 10_000
