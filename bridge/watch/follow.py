@@ -220,7 +220,7 @@ class Connection:
         self.journal.publish(tracker.process_event(event, now))
         if isinstance(event, TaskStarted):
             entry = tracker.find(event.key)
-            if entry is not None and event.pid not in entry.created_pids:  # no event has reported the creation
+            if entry is not None and entry.state.find_created(event.pid) is None:  # no event has reported the creation
                 self._wait_for_exit(event.key)
 
     # --- calls to containerd, whose results are processed after the events received before them ---

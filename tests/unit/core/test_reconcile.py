@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from bridge.core.container_state import ExitInfo
 from bridge.core.containerd_model import (
@@ -165,6 +166,13 @@ def test_reconcile_skips_namespace_when_listing_failed() -> None:
         pytest.param(
             [exited(5, 2), created(6, 2), started(6, 3)], task(5, TaskStatus.STOPPED), [], id="previous task is listed"
         ),
+        pytest.param([exited(5, 2)], task(5), [], id="listing is older than the exit, or the pid has returned"),
+        pytest.param(
+            [exited(5, 2), created(5, 3), started(5, 4)],
+            task(5, TaskStatus.STOPPED),
+            [],
+            id="previous task with the same pid is listed",
+        ),
     ],
 )
 def test_reconcile_queries_task_when_listing_contradicts_events(
@@ -180,7 +188,6 @@ def test_reconcile_queries_task_when_listing_contradicts_events(
 @pytest.mark.parametrize(
     ("window", "listed_task"),
     [
-        pytest.param([exited(5, 2)], task(5), id="listing is older than the exit"),
         pytest.param([exited(5, 2)], task(5, TaskStatus.STOPPED), id="exit in both"),
         pytest.param([exited(5, 2), created(6, 2), started(6, 3)], task(6), id="new incarnation in both"),
         pytest.param([ContainerUpdated(WEB, wall(2), "busybox", {})], task(5), id="only metadata changed"),
@@ -347,8 +354,9 @@ def test_mismatch_found_when_listing_contradicts_incarnation(
 @pytest.mark.parametrize(
     ("listed_task", "expected"),
     [
-        (task(5), set()),
+        (task(5), {WEB}),
         (task(5, TaskStatus.STOPPED), set()),
+        (replace(task(5, TaskStatus.STOPPED), exited_at=wall(2)), {WEB}),
         (task(6), {WEB}),
         (task(6, TaskStatus.CREATED), set()),
         (task(9, key=DB), {DB}),

@@ -305,7 +305,7 @@ def test_container_becomes_tombstone_when_deleted_and_exited() -> None:
     assert list(tracker.entries()) == []
     entry = tracker.find(WEB)
     assert entry is not None
-    assert list(entry.state.exited_pids) == [5]
+    assert [each.pid for each in entry.state.exited] == [5]
     assert step(tracker, started(5, 0.2), moment(3)) == []
     assert list(tracker.entries()) == []
     tracker.update_metadata(make_metadata())
@@ -332,7 +332,7 @@ def test_disconnect_clears_confirmations_and_queries() -> None:
     tracker.disconnect()
     assert tracker.next_due() is None
     (entry,) = tracker.entries()
-    assert (entry.state.confirmed, entry.generation, entry.created_pids) == (False, 0, ())
+    assert (entry.state.confirmed, entry.generation, entry.state.created) == (False, 0, ())
 
 
 def test_exit_all_ends_every_incarnation_on_new_boot() -> None:
