@@ -27,13 +27,13 @@ class NoTask(Struct, frozen=True):
     """No task is known to exist."""
 
 
-class Created(Struct, frozen=True):
+class Created(Struct, frozen=True, gc=False):
     """A task exists that has not started, as far as is known."""
 
     pid: int
 
 
-class Running(Struct, frozen=True):
+class Running(Struct, frozen=True, gc=False):
     """A task is running or paused.
 
     ``since`` (wall clock): the time of the start event if ``start_seen``, otherwise when a report showed the task.
@@ -52,14 +52,14 @@ class Running(Struct, frozen=True):
 KnownTask: TypeAlias = NoTask | Created | Running
 
 
-class CreatedTask(Struct, frozen=True, array_like=True):
+class CreatedTask(Struct, frozen=True, array_like=True, gc=False):
     """A task whose creation is known; ``at`` (wall clock) is the time of the event, or when a report showed it."""
 
     pid: int
     at: int = 0
 
 
-class ExitedTask(Struct, frozen=True, array_like=True):
+class ExitedTask(Struct, frozen=True, array_like=True, gc=False):
     """The newest task of a pid that is known to have exited.
 
     ``exited_at`` is None if unknown. Events of this pid up to ``until`` (wall clock), the newest known time of the
@@ -117,7 +117,7 @@ class WaitedExit(Struct, frozen=True):
 
 
 class OOMKill(Struct, frozen=True):
-    """A task for which an OOM event has arrived; ``pid`` is 0 if no task was known, which had the time ``at``."""
+    """A task for which an OOM event arrived at a moment (monotonic); ``pid`` is 0 if no task was known then."""
 
     pid: int
     at: int = 0

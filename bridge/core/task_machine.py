@@ -246,7 +246,7 @@ def _expect_exit(state: TaskState, event: ContainerDeleted, now: Instant, effect
 
 def _create(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
     """Expect the start, and begin start checks. If the task is known, the event is late."""
-    if _is_late_creation(state, event, now):
+    if (state.exited or state.created or state.evidence) and _is_late_creation(state, event, now):
         return _note_late_creation(state, event, effects)
     effects.append(_RELEASE_EXIT)
     pid, evidence = event.pid, state.evidence
@@ -255,11 +255,12 @@ def _create(state: TaskState, event: TaskCreated, now: Instant, effects: Effects
             state = _finish(state, pid, now, effects)
         evidence = tuple(each for each in state.evidence if each.pid != pid and not isinstance(each, StoppedTask))
     effects.append(_BEGIN_CHECKS)
+    created = CreatedTask(pid, event.at)
     return TaskState(
         state.task if isinstance(state.task, Running) else Created(pid),
         evidence,
         state.unknown,
-        _remember(state.created, CreatedTask(pid, event.at), MAX_CREATED),
+        _remember(state.created, created, MAX_CREATED) if state.created else (created,),
         state.exited,
         state.last_change,
     )
@@ -287,12 +288,14 @@ def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> boo
     exited, created, pending = state.find_exited(pid), state.find_created(pid), state.find(PendingExit, pid)
     if created is None and state.running is not None and state.running.pid == pid:
         return True  # the creation of the running task was not seen so far
-    known_times = [
-        *([] if exited is None else [exited.until]),
-        *([] if created is None else [created.at]),
-        *([] if pending is None else [_time_of_exit(pending.event)]),
-    ]
-    return bool(known_times) and (at <= max(known_times) or _moment_if_on_time(state, at, now) is None)
+    if exited is created is pending is None:
+        return False
+    known_until = max(
+        0 if exited is None else exited.until,
+        0 if created is None else created.at,
+        0 if pending is None else _time_of_exit(pending.event),
+    )
+    return at <= known_until or _moment_if_on_time(state, at, now) is None
 
 
 def _note_late_creation(state: TaskState, event: TaskCreated, effects: Effects) -> TaskState:
@@ -307,7 +310,7 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
     """Start a run, and end it if its exit is pending. If the event is late, query the task. If it is also unexpected,
     or if it may repeat that of an earlier task with the same pid, the query decides."""
     pid = event.pid
-    exited = state.find_exited(pid)
+    exited = state.find_exited(pid) if state.exited else None
     if exited is not None and event.at <= exited.until:
         effects.append(_DUPLICATE)
         return state
@@ -403,10 +406,11 @@ def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effec
 
 def _end_run(state: TaskState, event: TaskExited | TaskDeleted, origin: Origin, at: int, effects: Effects) -> TaskState:
     """End the run. If the event may be that of an earlier task with the same pid, query the task."""
-    exited, ended_at = state.find_exited(event.pid), _time_of_exit(event)
-    if exited is not None and ended_at < _run_of(state).since:
-        effects.append(_DUPLICATE if ended_at <= exited.until else _QUERY_NOW)
-        return state
+    if state.exited and (exited := state.find_exited(event.pid)) is not None:
+        ended_at = _time_of_exit(event)
+        if ended_at < _run_of(state).since:
+            effects.append(_DUPLICATE if ended_at <= exited.until else _QUERY_NOW)
+            return state
     state = _exit(state, origin, at, ExitInfo(event.status, event.exited_at), effects, hold=True)
     effects.append(_RESUME_CHECKS)
     return state
@@ -448,26 +452,26 @@ def _pause_without_run(state: TaskState, event: TaskPaused | TaskResumed, now: I
     return state if moment is None else replace(state, last_change=moment)
 
 
-def _oom_without_run(state: TaskState, event: TaskOOM, _now: Instant, effects: Effects) -> TaskState:
+def _oom_without_run(state: TaskState, _event: TaskOOM, now: Instant, effects: Effects) -> TaskState:
     """Remember the OOM kill of the newest task whose exit is not published; without one, the event is late, or that of
     a task whose start is late."""
     if isinstance(state.task, Created):
-        return _add_oom_kill(state, state.task.pid, event, effects)
+        return _add_oom_kill(state, state.task.pid, now, effects)
     if pids := [each.pid for each in state.evidence if isinstance(each, (FoundTask, PendingExit))]:
-        return _add_oom_kill(state, pids[-1], event, effects)
+        return _add_oom_kill(state, pids[-1], now, effects)
     if state.exited:
         effects.append(_LATE)
-    return _add_oom_kill(state, 0, event, effects)
+    return _add_oom_kill(state, 0, now, effects)
 
 
-def _oom_while_running(state: TaskState, event: TaskOOM, _now: Instant, effects: Effects) -> TaskState:
+def _oom_while_running(state: TaskState, _event: TaskOOM, now: Instant, effects: Effects) -> TaskState:
     """Remember the OOM kill of the newest task."""
     newest = state.newest_created()
-    return _add_oom_kill(state, newest.pid if isinstance(newest, Created) else _run_of(state).pid, event, effects)
+    return _add_oom_kill(state, newest.pid if isinstance(newest, Created) else _run_of(state).pid, now, effects)
 
 
-def _add_oom_kill(state: TaskState, pid: int, event: TaskOOM, effects: Effects) -> TaskState:
-    return _add_evidence(state, OOMKill(pid, event.at), effects)
+def _add_oom_kill(state: TaskState, pid: int, now: Instant, effects: Effects) -> TaskState:
+    return _add_evidence(state, OOMKill(pid, now.monotonic), effects)
 
 
 # --- results of calls ---
@@ -712,7 +716,7 @@ def _start(
             origin, at, preexisting = "live", unconfirmed.event.at, False
         if (oom := state.find(OOMKill, 0)) is not None:
             watched = False  # its task was not known: it was this one, or the one before
-            if origin == "live" and at <= oom.at:
+            if moment is not None and moment <= oom.at:
                 evidence = (*evidence, OOMKill(pid, oom.at))
         evidence = tuple(each for each in evidence if not _is_explained_by_start(each, pid))
     missed = origin == "inferred" and not preexisting
@@ -792,8 +796,6 @@ def _run_of(state: TaskState) -> Running:
 
 def _remember(tasks: tuple[_T, ...], task: _T, limit: int) -> tuple[_T, ...]:
     """Return the tasks with another one, which replaces that of the same pid or, beyond ``limit``, the oldest."""
-    if not tasks:
-        return (task,)
     others = [each for each in tasks if each.pid != task.pid]
     others.append(task)
     return tuple(others[-limit:])
@@ -805,18 +807,22 @@ def _remember_exit(state: TaskState, pid: int, exited_at: int | None, noticed: i
     Unless another task is running, the one created last is the current one.
     """
     task, until = state.task, noticed if exited_at is None else exited_at
-    if (before := state.find_exited(pid)) is not None:
-        until = max(until, before.until)
-    if (created := state.find_created(pid)) is not None:
-        until = max(until, created.at)
-    is_running = isinstance(task, Running) and task.pid == pid
-    if isinstance(task, Running) and is_running and task.start_seen:
-        until = max(until, task.since)
-    exited = _remember(state.exited, ExitedTask(pid, exited_at, until), MAX_EXITED)
-    if is_running or not isinstance(task, Running):
+    for times in state.exited:
+        if times.pid == pid and times.until > until:
+            until = times.until
+    for created in state.created:
+        if created.pid == pid and created.at > until:
+            until = created.at
+    if not isinstance(task, Running):
         task = NO_TASK
+    elif task.pid == pid:
+        if task.start_seen and task.since > until:
+            until = task.since
+        task = NO_TASK
+    ended = ExitedTask(pid, exited_at, until)
+    exited = _remember(state.exited, ended, MAX_EXITED) if state.exited else (ended,)
     state = TaskState(task, state.evidence, state.unknown, state.created, exited, state.last_change)
-    if isinstance(task, Running) or not state.created or state.created[-1].pid == pid:  # as a rule
+    if task is not NO_TASK or not state.created or state.created[-1].pid == pid:  # as a rule
         return state
     return replace(state, task=state.newest_created())
 

@@ -86,7 +86,7 @@ def run_history(
     [
         pytest.param(Faults(), id="none"),
         pytest.param(Faults(duplicates=True, task_waits=True), id="duplicates"),
-        pytest.param(Faults(clock="stepping"), id="clock steps"),
+        pytest.param(Faults(clock="stepping", pids="growing"), id="clock steps"),
         pytest.param(Faults(lag=True), id="lag"),
     ],
 )
