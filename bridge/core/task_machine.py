@@ -288,7 +288,7 @@ def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> boo
     exited, created, pending = state.find_exited(pid), state.find_created(pid), state.find(PendingExit, pid)
     if created is None and state.running is not None and state.running.pid == pid:
         return True  # the creation of the running task was not seen so far
-    if exited is created is pending is None:
+    if exited is None and created is None and pending is None:
         return False
     known_until = max(
         0 if exited is None else exited.until,
@@ -482,7 +482,7 @@ def _remember_wait(state: TaskState, input_: TaskWaited, now: Instant, effects: 
     running one and those whose start is expected."""
     pid, exit_status = input_.pid, input_.exit_status
     exited, run = state.find_exited(pid), state.running
-    if exited is not None and (exit_status.exited_at or 0) <= exited.until:
+    if exited is not None and exit_status.exited_at is not None and exit_status.exited_at <= exited.until:
         return state
     if not (run is not None and run.pid == pid) and (
         state.find(PendingExit, pid) is not None or not state.expects_start(pid)

@@ -312,6 +312,10 @@ class Connection:
         finally:
             self._exit_waits.discard((key, pid))
         result = ExitStatus(None, None) if exit_status is None else exit_status
-        state.event_queue.put_call(  # kept, because an exit is final
-            lambda: state.tracker.apply_wait_result(key, pid, result, state.clock.now()), keep=True
-        )
+        state.event_queue.put_call(lambda: self._apply_wait(key, pid, result), keep=True)  # an exit is final
+
+    def _apply_wait(self, key: ContainerKey, pid: int, result: ExitStatus) -> None:
+        """Apply an exit; the next task may have got the same pid while the wait was pending."""
+        self.state.tracker.apply_wait_result(key, pid, result, self.state.clock.now())
+        if result.exited_at is not None:
+            self._wait_for_exit(key)
