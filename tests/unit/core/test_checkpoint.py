@@ -179,6 +179,35 @@ def test_checkpoint_restores_container_state() -> None:
     assert [each.pid for each in restored.state.exited] == [7, 8]
 
 
+def test_checkpoint_restores_runs_after_lost_exit_and_pid_cycle() -> None:
+    tracker = ImmediateTracker(BOOT_ID)
+    tracker.mark_synced(set())
+    tracker.update_metadata(make_metadata())
+    for seconds, events in enumerate([(TaskStarted, 9), (TaskStarted, 7)]):
+        kind, pid = events
+        at = NOW.wall + seconds
+        tracker.process_event(kind(WEB, at, pid), Instant(at, NOW.monotonic + seconds))
+        if pid == 9:
+            tracker.process_event(TaskExited(WEB, at, "", pid, 0, at), Instant(at, NOW.monotonic + seconds))
+    at = NOW.wall + 5
+    later = Instant(at, NOW.monotonic + 5)
+    for event in (
+        TaskCreated(WEB, at, 8),
+        TaskStarted(WEB, at, 8),
+        TaskOOM(WEB, at),
+        TaskExited(WEB, at, "", 8, 26, at),
+    ):
+        tracker.process_event(event, later)
+    restored = restore_tracker(save_changes(tracker))
+    transitions = restored.apply_task_state(WEB, None, LATER)
+    assert [(each.type, each.incarnation) for each in transitions] == [
+        ("exited", "5f3c9a1e-7-2"),
+        ("started", "5f3c9a1e-8-2"),
+        ("exited", "5f3c9a1e-8-2"),
+    ]
+    assert transitions[2].exit_info == ExitInfo(26, at, oom=True)
+
+
 def test_checkpoint_restores_pending_exit() -> None:
     tracker = Tracker(BOOT_ID)
     tracker.update_metadata(make_metadata())
@@ -353,6 +382,7 @@ def test_checkpoint_of_previous_version_is_readable() -> None:
         Running(8, paused=True),
         (ExitedTask(12),),
     )
+    assert (states["deleted"].last_pid, states["paused"].last_pid) == (12, 8)
     transitions = tracker.exit_all(LATER)
     exits: dict[str, list[str]] = {}
     for each in transitions:

@@ -307,6 +307,24 @@ def test_reconcile_emits_exit_in_gap_with_previous_metadata() -> None:
     assert (start.type, start.pid, start.metadata) == ("started", 6, listed.containers[WEB])
 
 
+@pytest.mark.parametrize(
+    "listed_task", [None, task(5, TaskStatus.UNKNOWN), task(5)], ids=["none", "unknown", "same pid"]
+)
+def test_reconcile_ends_run_of_recreated_container_with_old_metadata(listed_task: Task | None) -> None:
+    tracker = tracker_after_gap()
+    recreated = make_metadata(labels={"tier": "new"}, created_at=wall(5), name="new")
+    listed = listing(*filter(None, [listed_task]), containers=[recreated])
+    end, *rest = reconcile(tracker, listed, moment(10))
+    assert (end.type, end.pid, end.metadata, end.incarnation) == ("exited", 5, make_metadata(), "5f3c9a1e-5")
+    expected = [("started", recreated, "5f3c9a1e-5-2")] if listed_task == task(5) else []
+    assert [(each.type, each.metadata, each.incarnation) for each in rest] == expected
+
+
+def test_reconcile_keeps_run_when_known_metadata_was_older() -> None:
+    tracker = tracker_after_gap()
+    assert merge(tracker, listing(task(5), containers=[make_metadata(created_at=wall(0.1))])) == []
+
+
 def test_reconcile_adds_container_recreated_after_old_deletion() -> None:
     tracker = synced_tracker()
     tracker.process_event(ContainerDeleted(WEB, wall(1)), moment(1))

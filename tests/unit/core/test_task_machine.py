@@ -301,6 +301,8 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("found", [*ENDED, found(3, 5), reported(5, 5)], "started inferred 5 @5 -> Running"),
         ("stopped", [*ENDED, At(3, machine.StoppedReported(replace(task(5, STOPPED), exited_at=wall(2)), True))],
          "started inferred 5 @3, exited inferred 3 @3 -> NoTask"),
+        ("ended before the clock was set back", [*ENDED, reported(2, 5), reported(0.5), At(3, started(5, 0.9))],
+         "count duplicate -> NoTask"),
         ("first exit lost, created", [*RUN, oom(1), created(5, 2)],
          "exited inferred None @2 oom, begin checks -> Created"),
         ("first exit lost, created, then the exit", [*RUN, created(5, 2), At(3, exited(5, 1))],
@@ -388,6 +390,8 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("of the next task", [*RUN, created(6, 1.5), oom(2), exited(5, 3)], "exited live 0 @3 hold -> Created"),
         ("of the next task, then its exit", [*RUN, created(6, 1.5), oom(2), exited(5, 3), started(6, 4), exited(6, 5)],
          "exited live 0 @5 oom hold -> NoTask"),
+        ("before its late start", [oom(2), At(3, started(5, 1)), exited(5, 4)], "exited live 0 @4 oom hold -> NoTask"),
+        ("before the next start", [*ENDED, oom(2), started(6, 3), exited(6, 4)], "exited live 0 @4 hold -> NoTask"),
         ("of a found task", [found(2, 5), oom(3), reported(4, 5), exited(5, 5)], "exited live 0 @5 oom hold -> NoTask"),
     ],
     "unknown task reported": [
