@@ -167,7 +167,7 @@ class _EventDecoder(Generic[_Payload]):
         self,
         payload: type[_Payload],
         container_id: Callable[[_Payload], str],
-        build: Callable[[ContainerKey, int, _Payload], ContainerEvent],
+        build: Callable[[ContainerKey, int, _Payload], ContainerEvent | Undecodable],
     ) -> None:
         self._parse = payload.FromString
         self._name = payload.DESCRIPTOR.full_name
@@ -214,6 +214,10 @@ def _task_deleted(key: ContainerKey, at: int, payload: payloads_pb2.TaskDelete) 
     return TaskDeleted(key, at, _exec_id(payload), payload.pid, payload.exit_status, nanoseconds(payload.exited_at))
 
 
+def _without_pid(topic: str) -> Undecodable:
+    return Undecodable(topic, "the pid is missing")
+
+
 _container_payload_id: Callable[[Any], str] = attrgetter("id")
 _task_payload_id: Callable[[Any], str] = attrgetter("container_id")
 _EVENT_DECODERS: dict[str, _EventDecoder[Any]] = {
@@ -223,10 +227,14 @@ _EVENT_DECODERS: dict[str, _EventDecoder[Any]] = {
         payloads_pb2.ContainerDelete, _container_payload_id, lambda key, at, _: ContainerDeleted(key, at)
     ),
     "/tasks/create": _EventDecoder(
-        payloads_pb2.TaskCreate, _task_payload_id, lambda key, at, payload: TaskCreated(key, at, payload.pid)
+        payloads_pb2.TaskCreate,
+        _task_payload_id,
+        lambda key, at, payload: TaskCreated(key, at, payload.pid) if payload.pid else _without_pid("/tasks/create"),
     ),
     "/tasks/start": _EventDecoder(
-        payloads_pb2.TaskStart, _task_payload_id, lambda key, at, payload: TaskStarted(key, at, payload.pid)
+        payloads_pb2.TaskStart,
+        _task_payload_id,
+        lambda key, at, payload: TaskStarted(key, at, payload.pid) if payload.pid else _without_pid("/tasks/start"),
     ),
     "/tasks/exit": _EventDecoder(payloads_pb2.TaskExit, _task_payload_id, _task_exited),
     "/tasks/delete": _EventDecoder(payloads_pb2.TaskDelete, _task_payload_id, _task_deleted),

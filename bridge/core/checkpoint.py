@@ -20,7 +20,9 @@ from msgspec.structs import replace
 from bridge.core.container_state import (
     NO_INCARNATION,
     ContainerState,
+    CreatedTask,
     Evidence,
+    ExitedTask,
     HeldExit,
     Incarnation,
     OOMKill,
@@ -28,10 +30,11 @@ from bridge.core.container_state import (
     Running,
     TaskState,
     Transition,
+    UnconfirmedStart,
     WaitedExit,
 )
 from bridge.core.container_store import StateChange
-from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited
+from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited, TaskStarted
 
 HEADER_KEY = "header"
 _POSITION, _STATE, _METADATA = "position", "state", "metadata"
@@ -84,19 +87,25 @@ class _StoredState(Struct, frozen=True, array_like=True):
 
     namespace: str
     id: str
-    exited_pids: tuple[int, ...]
+    exited: tuple[int | ExitedTask, ...]  # pids alone in checkpoints of earlier versions, as in ``created``
     pid: int
     incarnation: str
     paused: bool
     in_scope: bool
     preexisting: bool
-    oom: bool
+    oom: bool | tuple[int, ...]  # pids; in earlier versions, whether the run or the pending exit has an OOM kill
     deleted: bool
     state_unknown: bool
-    created_pids: tuple[int, ...]
-    pending_exit: TaskExited | None
+    created: tuple[int | CreatedTask, ...]
+    pending_exit: TaskExited | None  # only in earlier versions
     waited_exit: tuple[int, ExitStatus] | None
     held: tuple[Transition, ...] = ()  # the held exit, and what waits behind it
+    pending_exits: tuple[TaskExited, ...] = ()
+    unconfirmed_starts: tuple[tuple[TaskStarted, bool], ...] = ()
+    since: int = 0
+    start_seen: bool = False
+    last_pid: int = 0
+    pid_cycle: int = 0
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -131,27 +140,32 @@ def _encode_state(entry: ContainerState | None) -> bytes | None:
     if entry is None:
         return None
     state, incarnation = entry.state, entry.incarnation or NO_INCARNATION
-    pending, waited = state.find(PendingExit), state.find(WaitedExit)
-    if not (entry.incarnation or state.exited_pids or pending or state.unknown or entry.deleted):
+    run, pending, waited = state.running or Running(0), state.find_all(PendingExit), state.find(WaitedExit)
+    if not (entry.incarnation or state.exited or pending or state.unknown or entry.deleted):
         return None
-    run_pid = incarnation.pid or (0 if pending is None else pending.pid)
     return _ENCODER.encode(
         _StoredState(
             entry.key.namespace,
             entry.key.id,
-            state.exited_pids,
+            state.exited,
             incarnation.pid,
             incarnation.id,
             incarnation.paused,
             incarnation.in_scope,
             incarnation.preexisting,
-            state.find(OOMKill, run_pid) is not None,
+            tuple(each.pid for each in state.find_all(OOMKill) if each.pid),
             entry.deleted,
             state.unknown,
-            state.created_pids if pending is not None else (),
-            None if pending is None else pending.event,
+            state.created if pending else (),
+            None,
             None if waited is None else (waited.pid, waited.exit_status),
             () if entry.held_exit is None else entry.held_exit.transitions,
+            tuple(each.event for each in pending),
+            tuple((each.event, each.late) for each in state.find_all(UnconfirmedStart)),
+            run.since,
+            run.start_seen,
+            entry.last_pid,
+            entry.pid_cycle,
         )
     )
 
@@ -200,21 +214,27 @@ def position_key(source: SourceId) -> str:
 
 
 def _restore_state(entry: ContainerState, stored: _StoredState) -> None:
-    entry.deleted = stored.deleted
-    evidence: list[Evidence] = []
-    if (event := stored.pending_exit) is not None:
-        evidence.append(PendingExit(event.pid, event, deadline=0))
+    entry.deleted, entry.pid_cycle = stored.deleted, stored.pid_cycle
+    exits = stored.pending_exits if stored.pending_exit is None else (stored.pending_exit,)
+    oom_pids = stored.oom
+    if isinstance(oom_pids, bool):
+        oom_pids = (stored.pid or exits[0].pid,) if oom_pids and (stored.pid or exits) else ()
+    evidence: list[Evidence] = [
+        *(UnconfirmedStart(event.pid, event, late) for event, late in stored.unconfirmed_starts),
+        *(PendingExit(event.pid, event, deadline=0) for event in exits),
+        *(OOMKill(pid) for pid in oom_pids),
+    ]
     if stored.waited_exit is not None:
         evidence.append(WaitedExit(*stored.waited_exit))
-    if stored.oom:
-        evidence.append(OOMKill(stored.pid or (0 if event is None else event.pid)))
     state = TaskState(
         evidence=tuple(evidence),
-        confirmed=not stored.state_unknown,
-        created_pids=stored.created_pids,
-        exited_pids=stored.exited_pids,
+        unknown=stored.state_unknown,
+        created=tuple(CreatedTask(each) if isinstance(each, int) else each for each in stored.created),
+        exited=tuple(ExitedTask(each) if isinstance(each, int) else each for each in stored.exited),
     )
-    entry.state = replace(state, task=Running(stored.pid, stored.paused) if stored.pid else state.newest_created())
+    entry.last_pid = stored.last_pid or stored.pid or (state.exited[-1].pid if state.exited else 0)
+    run = Running(stored.pid, stored.paused, stored.since, stored.start_seen)
+    entry.state = replace(state, task=run if stored.pid else state.newest_created())
     if stored.pid:
         entry.incarnation = Incarnation(
             pid=stored.pid,

@@ -41,13 +41,13 @@ def parse_display_id(text: str) -> ContainerKey:
     return ContainerKey(namespace, id_) if slash else ContainerKey(DEFAULT_NAMESPACE, text)
 
 
-def incarnation_id(boot_id: str, pid: int) -> str:
-    """Return the id of one run of a container: stable across restarts of the bridge, different for the next run.
+def incarnation_id(boot_id: str, pid: int, pid_cycle: int = 0) -> str:
+    """Return the id of one run of a container: stable across restarts of the bridge, different for any other run.
 
-    Boot ids never repeat. Within a boot, a container that gets the same pid again also gets the same incarnation id
-    (a known limit).
+    Boot ids never repeat. Within a boot, pids may: ``pid_cycle`` counts the runs of the container whose pid was not
+    greater than that of the run before, so that pid and cycle never repeat.
     """
-    return f"{boot_id[:8]}-{pid}"
+    return f"{boot_id[:8]}-{pid}-{pid_cycle + 1}" if pid_cycle else f"{boot_id[:8]}-{pid}"
 
 
 def build_metadata(

@@ -11,12 +11,13 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.core.containerd_model import ContainerKey, ExitStatus, Labels, Metadata, TaskExited, TaskStarted
+from bridge.core.containerd_model import ContainerKey, ExitStatus, Labels, Metadata, Task, TaskExited, TaskStarted
 from bridge.core.label_rules import LabelRules, filter_labels
 from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
 
-MAX_EXITED_PIDS = 16  # pids of exited tasks kept per container id, to recognize late and duplicate events
-MAX_CREATED_PIDS = 4  # pids of created tasks kept per id, to recognize exits of tasks that were never started
+MAX_EXITED = 16  # exited tasks kept per container id, to recognize late and duplicate events
+MAX_CREATED = 4  # created tasks kept per container id, to recognize exits of tasks that were never started
+MAX_EVIDENCE = 32  # pieces of evidence kept per container id; rarely more than two are needed
 
 
 # --- the task ---
@@ -26,25 +27,48 @@ class NoTask(Struct, frozen=True):
     """No task is known to exist."""
 
 
-class Created(Struct, frozen=True):
+class Created(Struct, frozen=True, gc=False):
     """A task exists that has not started, as far as is known."""
 
     pid: int
 
 
-class Running(Struct, frozen=True):
+class Running(Struct, frozen=True, gc=False):
     """A task is running or paused.
 
-    ``watched_from``: the time (wall clock) of the start event if it arrived on the present connection, so that no event
-    of the run was missed; otherwise 0.
+    ``since`` (wall clock): the time of the start event if ``start_seen``, otherwise when a report showed the task.
+    ``watched``: the start event arrived on the present connection, so that no event of the run was missed.
+    ``confirmed``: an event or a query has confirmed the run since the stream was last connected.
     """
 
     pid: int
     paused: bool = False
-    watched_from: int = 0
+    since: int = 0
+    start_seen: bool = False
+    watched: bool = False
+    confirmed: bool = True
 
 
 KnownTask: TypeAlias = NoTask | Created | Running
+
+
+class CreatedTask(Struct, frozen=True, array_like=True, gc=False):
+    """A task whose creation is known; ``at`` (wall clock) is the time of the event, or when a report showed it."""
+
+    pid: int
+    at: int = 0
+
+
+class ExitedTask(Struct, frozen=True, array_like=True, gc=False):
+    """The newest task of a pid that is known to have exited.
+
+    ``exited_at`` is None if unknown. Events of this pid up to ``until`` (wall clock), the newest known time of the
+    task, belong to it or to an earlier one; later events belong to another task that has got the same pid.
+    """
+
+    pid: int
+    exited_at: int | None = None
+    until: int = 0
 
 
 # --- evidence about tasks that the known task does not explain ---
@@ -59,10 +83,14 @@ class PendingExit(Struct, frozen=True):
 
 
 class UnconfirmedStart(Struct, frozen=True):
-    """A start that arrived late or during another run, to be confirmed by a task query."""
+    """A start that arrived late or during another run, to be confirmed by a task query.
+
+    ``late``: it may be that of an earlier run.
+    """
 
     pid: int
     event: TaskStarted
+    late: bool = False
 
 
 class FoundTask(Struct, frozen=True):
@@ -89,9 +117,10 @@ class WaitedExit(Struct, frozen=True):
 
 
 class OOMKill(Struct, frozen=True):
-    """A task for which an OOM event has arrived."""
+    """A task for which an OOM event arrived at a moment (monotonic); ``pid`` is 0 if no task was known then."""
 
     pid: int
+    at: int = 0
 
 
 Evidence: TypeAlias = PendingExit | UnconfirmedStart | FoundTask | StoppedTask | WaitedExit | OOMKill
@@ -101,17 +130,16 @@ _E = TypeVar("_E", PendingExit, UnconfirmedStart, FoundTask, StoppedTask, Waited
 class TaskState(Struct, frozen=True):
     """State of the task of one container id.
 
-    ``evidence`` is in the order of arrival. ``confirmed``: while a task is running, that an event or a query has
-    confirmed it since the stream was last connected; otherwise, that no task query has failed. ``created_pids`` and
-    ``exited_pids``: pids of the tasks that were created and that have exited, the newest last. ``last_change``: the
-    moment (monotonic) of the newest known change; an earlier event is late.
+    ``evidence`` is in the order of arrival, one of each kind per pid. ``unknown``: a task query has failed while no
+    task was running. ``created`` and ``exited``: the tasks that were created and that have exited, one of each per pid,
+    the newest last. ``last_change``: the moment (monotonic) of the newest known change; an earlier event is late.
     """
 
     task: KnownTask = NoTask()
     evidence: tuple[Evidence, ...] = ()
-    confirmed: bool = True
-    created_pids: tuple[int, ...] = ()
-    exited_pids: tuple[int, ...] = ()
+    unknown: bool = False
+    created: tuple[CreatedTask, ...] = ()
+    exited: tuple[ExitedTask, ...] = ()
     last_change: int = 0
 
     @property
@@ -120,9 +148,9 @@ class TaskState(Struct, frozen=True):
         return self.task if isinstance(self.task, Running) else None
 
     @property
-    def unknown(self) -> bool:
-        """Return whether a task query has failed while no task was running."""
-        return not self.confirmed and not isinstance(self.task, Running)
+    def confirmed(self) -> bool:
+        """Return whether no task query is needed to know the state."""
+        return self.task.confirmed if isinstance(self.task, Running) else not self.unknown
 
     def find(self, kind: type[_E], pid: int | None = None) -> _E | None:
         """Return the first evidence of a kind, about the task ``pid`` if given."""
@@ -131,30 +159,56 @@ class TaskState(Struct, frozen=True):
                 return each
         return None
 
-    def is_known(self, pid: int) -> bool:
-        """Return whether a task is the running one or has already exited."""
-        return pid in self.exited_pids or (isinstance(self.task, Running) and self.task.pid == pid)
+    def find_all(self, kind: type[_E]) -> list[_E]:
+        """Return all evidence of a kind, in the order of arrival."""
+        return [each for each in self.evidence if isinstance(each, kind)]
 
-    def has_exited(self, pid: int) -> bool:
-        """Return whether the exit of a task is known, be it published or pending."""
-        return pid in self.exited_pids or self.find(PendingExit, pid) is not None
+    def find_exited(self, pid: int) -> ExitedTask | None:
+        """Return the newest task of this pid that has exited, if any; another one may have the pid now."""
+        for each in self.exited:
+            if each.pid == pid:
+                return each
+        return None
+
+    def find_created(self, pid: int) -> CreatedTask | None:
+        """Return the task of this pid that was created and has not exited, if its creation is known."""
+        for each in self.created:
+            if each.pid == pid:
+                return None if self.is_over(pid, each.at) else each
+        return None
+
+    def is_over(self, pid: int, at: int) -> bool:
+        """Return whether the task that had this pid at a time (wall clock) has exited."""
+        exited = self.find_exited(pid)
+        return exited is not None and at <= exited.until
+
+    def is_known_exit(self, task: Task) -> bool:
+        """Return whether the exit of a stopped task is known, rather than that of an earlier one with the same pid."""
+        exited = self.find_exited(task.pid)
+        if exited is None or exited.exited_at is None or task.exited_at is None:
+            return exited is not None
+        return task.exited_at <= exited.until
 
     def expects_start(self, pid: int) -> bool:
         """Return whether the start of this task is still to come."""
         return (
-            pid in self.created_pids[-1:]
+            (bool(self.created) and self.created[-1].pid == pid and self.find_created(pid) is not None)
             or self.find(FoundTask, pid) is not None
             or self.find(PendingExit, pid) is not None
         )
 
     def is_unstarted(self, pid: int) -> bool:
         """Return whether the creation of this task was seen, but not its start."""
-        return pid in self.created_pids and self.find(UnconfirmedStart, pid) is None
+        return (
+            self.find_created(pid) is not None
+            and self.find(UnconfirmedStart, pid) is None
+            and self.find(FoundTask, pid) is None
+        )
 
     def newest_created(self) -> NoTask | Created:
         """Return the task created last, unless it has exited."""
-        if self.created_pids and self.created_pids[-1] not in self.exited_pids:
-            return Created(self.created_pids[-1])
+        if self.created and self.find_created(self.created[-1].pid) is not None:
+            return Created(self.created[-1].pid)
         return NO_TASK
 
 
@@ -249,7 +303,8 @@ class ContainerState(Struct):
     exit, while it waits for an OOM event. ``deleted_at`` (wall clock): time of the last event that deleted the
     container. ``published_metadata``: the metadata last published to consumers of additional events; None if none was.
     ``check_delay`` (ns): time before the next start check, after the current run if there is one; 0: there is none,
-    because the shim's events arrive.
+    because the shim's events arrive. ``last_pid`` is the pid of the last run, and ``pid_cycle`` counts the runs whose
+    pid was not greater than that of the run before: both together identify a run, even if its pid returns.
     """
 
     key: ContainerKey
@@ -262,6 +317,8 @@ class ContainerState(Struct):
     deleted_at: int = 0
     published_metadata: Metadata | None = None
     check_delay: int = 0
+    last_pid: int = 0
+    pid_cycle: int = 0
 
     @property
     def touched(self) -> bool:
@@ -272,11 +329,6 @@ class ContainerState(Struct):
     def current_pid(self) -> int:
         """Return the pid of the task that runs, or that was created and has not exited; 0 if there is none."""
         return 0 if isinstance(self.state.task, NoTask) else self.state.task.pid
-
-    @property
-    def created_pids(self) -> tuple[int, ...]:
-        """Return the pids of the tasks created last."""
-        return self.state.created_pids
 
     def has_waited_exit(self, pid: int) -> bool:
         """Return whether Tasks.Wait has returned for a task."""

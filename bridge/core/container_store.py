@@ -112,7 +112,7 @@ class ContainerStore:
         if entry.incarnation is not None or (entry.metadata is not None and not entry.deleted):
             return
         state = entry.state
-        if entry.held_exit is not None or not state.confirmed or (state.evidence and state.find(PendingExit)):
+        if entry.held_exit is not None or state.unknown or (state.evidence and state.find(PendingExit)):
             return
         del self._entries[entry.key]
         self._tombstones[entry.key] = entry

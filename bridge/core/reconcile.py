@@ -44,6 +44,7 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
         The missed transitions, in order for each container.
     """
     transitions: list[Transition] = []
+    tracker.connect(now)
     for metadata in listing.containers.values():
         if _was_recreated(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key)):
             transitions += tracker.apply_task_state(metadata.key, None, now)
@@ -112,20 +113,16 @@ def _merge_metadata(tracker: Tracker, metadata: Metadata) -> None:
 
 
 def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task | None) -> bool:
-    """Return whether container and task were both recreated in a gap.
+    """Return whether a running container was recreated in a gap: its run is over, even if a task has the same pid now.
 
-    If so, the missed exit must be published with the old metadata, before it is replaced.
+    If so, the missed exit must be published with the old metadata, before it is replaced. The known metadata may have
+    been older than the run, so another time of creation alone proves nothing.
     """
-    if (
-        entry is None
-        or entry.touched
-        or entry.incarnation is None
-        or entry.metadata is None
-        or task is None
-        or not task.pid
-    ):
+    if entry is None or entry.touched or entry.metadata is None or (run := entry.state.running) is None:
         return False
-    return task.pid != entry.incarnation.pid and metadata.created_at not in (entry.metadata.created_at, None)
+    if metadata.created_at is None or metadata.created_at == entry.metadata.created_at:
+        return False
+    return (task is not None and task.pid not in (0, run.pid)) or metadata.created_at > run.since
 
 
 def _is_stale(entry: ContainerState, metadata: Metadata) -> bool:
@@ -159,8 +156,8 @@ def _agrees(entry: ContainerState | None, task: Task) -> bool:
     if entry is None:
         return False
     incarnation = entry.incarnation
-    if incarnation is None:
-        return task.pid in entry.state.exited_pids
+    if incarnation is None:  # a running task may be another one with the pid of one that has exited
+        return task.status is TaskStatus.STOPPED and entry.state.is_known_exit(task)
     return (
         entry.state.find(PendingExit) is None
         and task.running
@@ -170,16 +167,21 @@ def _agrees(entry: ContainerState | None, task: Task) -> bool:
 
 
 def _is_exit_of(entry: ContainerState | None, task: Task) -> bool:
-    """Return whether a listed task is the exit of the tracked run: STOPPED overrides RUNNING of a pid."""
-    incarnation = entry.incarnation if entry is not None else None
-    return incarnation is not None and task.status is TaskStatus.STOPPED and incarnation.pid == task.pid
+    """Return whether a listed task is the exit of the tracked run: STOPPED overrides RUNNING of the same task."""
+    if entry is None or entry.incarnation is None or task.status is not TaskStatus.STOPPED:
+        return False
+    return task.pid == entry.incarnation.pid and entry.state.find_exited(task.pid) is None
 
 
 def _is_unknown_exit(entry: ContainerState | None, task: Task) -> bool:
     """Return whether a listed task has stopped that the tracker has never heard of, or not since its creation."""
     if task.status is not TaskStatus.STOPPED or not task.pid:
         return False
-    return entry is None or not (entry.state.is_known(task.pid) or entry.state.has_exited(task.pid))
+    if entry is None:
+        return True
+    state = entry.state
+    is_current = state.running is not None and state.running.pid == task.pid
+    return not (is_current or state.is_known_exit(task) or state.find(PendingExit, task.pid))
 
 
 def _is_young(metadata: Metadata, now: Instant) -> bool:

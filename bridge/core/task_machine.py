@@ -4,7 +4,8 @@ Invariants, for any inputs in any order:
 
 - A run begins with one ``Started``, continues with ``PauseChanged`` in turn, and finishes with at most one ``Exited``.
   Nothing follows the exit.
-- STOPPED overrides RUNNING of the same pid: a pid that has exited under an id does not return.
+- A pid may return: under one id, a task ends before the next one is created. Times of events distinguish the events
+  of tasks with the same pid; a report that is made after the exit is one of another task.
 - If an event alone is inconclusive, a task query decides (``QueryTask``).
 
 ``TABLE`` has the handler of each input in each state; ARCHITECTURE.md shows it. Handlers return the new state, and
@@ -15,17 +16,20 @@ state, late and repeatedly, and whalewatcher, which defines the tasks that count
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.core.container_state import (
-    MAX_CREATED_PIDS,
-    MAX_EXITED_PIDS,
+    MAX_CREATED,
+    MAX_EVIDENCE,
+    MAX_EXITED,
     NO_TASK,
     Created,
+    CreatedTask,
     Evidence,
+    ExitedTask,
     ExitInfo,
     FoundTask,
     NoTask,
@@ -195,6 +199,7 @@ Effect: TypeAlias = (
 )
 Effects: TypeAlias = list[Effect]
 Handler: TypeAlias = Callable[[TaskState, Any, Instant, Effects], TaskState]
+_T = TypeVar("_T", CreatedTask, ExitedTask)
 
 _QUERY_NOW, _CANCEL_QUERY, _RELEASE_EXIT = QueryTask(), CancelQuery(), ReleaseExit()
 _BEGIN_CHECKS, _END_CHECKS, _END_CHECKS_OF_RUN = BeginChecks(), EndChecks(), EndChecks(resume=True)
@@ -221,7 +226,7 @@ def _expect_task(state: TaskState, _input: object, _now: Instant, effects: Effec
 def _expect_first_task(state: TaskState, _event: ContainerCreated, _now: Instant, effects: Effects) -> TaskState:
     """Begin start checks. The state is not unknown any more: the container is new."""
     effects.append(_BEGIN_CHECKS)
-    return state if state.confirmed else replace(state, confirmed=True)
+    return replace(state, unknown=False) if state.unknown else state
 
 
 def _end_checks(state: TaskState, _input: object, _now: Instant, effects: Effects) -> TaskState:
@@ -239,106 +244,157 @@ def _expect_exit(state: TaskState, event: ContainerDeleted, now: Instant, effect
 # --- events of the task ---
 
 
-def _create(state: TaskState, event: TaskCreated, _now: Instant, effects: Effects) -> TaskState:
-    """Expect the start, and begin start checks. If the pid is known, the event is late."""
-    pid, task = event.pid, state.task
-    if pid in state.exited_pids or (isinstance(task, Running) and task.pid == pid):
-        effects.append(_LATE)
-        return state
-    effects += (_RELEASE_EXIT, _BEGIN_CHECKS)
-    evidence, created_pids = state.evidence, state.created_pids
-    created_pids = _remember(created_pids, pid, MAX_CREATED_PIDS) if created_pids else (pid,)
+def _create(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
+    """Expect the start, and begin start checks. If the task is known, the event is late."""
+    if (state.exited or state.created or state.evidence) and _is_late_creation(state, event, now):
+        return _note_late_creation(state, event, effects)
+    effects.append(_RELEASE_EXIT)
+    pid, evidence = event.pid, state.evidence
     if evidence:
-        evidence = tuple(each for each in evidence if not _is_outdated_by_creation(each, pid))
-    newest = created_pids[-1]
-    if not isinstance(task, Running):
-        task = NO_TASK if newest in state.exited_pids else Created(newest)
+        if state.find(PendingExit, pid) is not None:  # of an earlier task with the same pid
+            state = _finish(state, pid, now, effects)
+        evidence = tuple(each for each in state.evidence if each.pid != pid and not isinstance(each, StoppedTask))
+    effects.append(_BEGIN_CHECKS)
+    created = CreatedTask(pid, event.at)
     return TaskState(
-        task,
+        state.task if isinstance(state.task, Running) else Created(pid),
         evidence,
-        state.confirmed,
-        created_pids,
-        state.exited_pids,
+        state.unknown,
+        _remember(state.created, created, MAX_CREATED) if state.created else (created,),
+        state.exited,
         state.last_change,
     )
 
 
-def _is_outdated_by_creation(evidence: Evidence, pid: int) -> bool:
-    return isinstance(evidence, StoppedTask) or (isinstance(evidence, OOMKill) and evidence.pid == pid)
-
-
 def _create_while_running(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
-    """Expect the start. Query the task if the exit event of the running one does not arrive."""
-    created = _create(state, event, now, effects)
-    if created is state:
-        return state
+    """Expect the start. Query the task if the exit event of the running one does not arrive. If the other task has the
+    same pid, or is one of many, end the run at once."""
+    run = _run_of(state)
+    if _is_late_creation(state, event, now):
+        return _note_late_creation(state, event, effects)
+    if event.pid == run.pid:
+        return _create(_exit(state, "inferred", event.at - 1, _UNKNOWN_EXIT, effects), event, now, effects)
+    if sum(each.pid != run.pid and not state.is_over(each.pid, each.at) for each in state.created) == MAX_CREATED:
+        state = _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
+        return _create(_finish_others(state, event.pid, now, effects), event, now, effects)
     effects.append(QueryTask(now.monotonic + EXIT_GRACE_NS))
-    run = _run_of(created)
-    return replace(created, task=replace(run, watched_from=0))  # from now on, an OOM event may be the other task's
+    state = replace(state, task=replace(run, watched=False))  # from now on, an OOM event may be the other task's
+    return _create(state, event, now, effects)
+
+
+def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> bool:
+    """Return whether the creation is that of a known task, rather than of another one that has got the same pid."""
+    pid, at = event.pid, event.at
+    exited, created, pending = state.find_exited(pid), state.find_created(pid), state.find(PendingExit, pid)
+    if created is None and state.running is not None and state.running.pid == pid:
+        return True  # the creation of the running task was not seen so far
+    if exited is None and created is None and pending is None:
+        return False
+    known_until = max(
+        0 if exited is None else exited.until,
+        0 if created is None else created.at,
+        0 if pending is None else _time_of_exit(pending.event),
+    )
+    return at <= known_until or _moment_if_on_time(state, at, now) is None
+
+
+def _note_late_creation(state: TaskState, event: TaskCreated, effects: Effects) -> TaskState:
+    """Remember the creation if it shows that the task of a pending exit was perhaps never started."""
+    effects.append(_LATE)
+    if state.find(PendingExit, event.pid) is None or state.is_over(event.pid, event.at):
+        return state
+    return replace(state, created=_remember(state.created, CreatedTask(event.pid, event.at), MAX_CREATED))
 
 
 def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Effects) -> TaskState:
-    """Start a run, and end it if its exit is pending. If the event is late, query the task; if it is also unexpected,
-    the query decides."""
+    """Start a run, and end it if its exit is pending. If the event is late, query the task. If it is also unexpected,
+    or if it may repeat that of an earlier task with the same pid, the query decides."""
     pid = event.pid
-    if pid in state.exited_pids:
+    exited = state.find_exited(pid) if state.exited else None
+    if exited is not None and event.at <= exited.until:
         effects.append(_DUPLICATE)
         return state
     moment = _moment_if_on_time(state, event.at, now)
-    if moment is None:
-        effects.append(_QUERY_NOW)
-        if not state.expects_start(pid):
-            return _add_unconfirmed_start(state, event, effects)
-    if not state.evidence:  # as a rule
-        return _start(state, pid, "live", event.at, effects, watched_from=event.at, moment=moment)
-    pending = state.find(PendingExit)
-    if pending is not None and pending.pid != pid:
-        state = _resolve_pending_exit(state, pending, now, effects)
-        if moment is None:  # the exit of the other run has canceled the query
+    if moment is None or exited is not None:
+        expected = state.expects_start(pid) and (moment is not None or exited is None)
+        if moment is None or not expected:
             effects.append(_QUERY_NOW)
-    state = _start(state, pid, "live", event.at, effects, watched_from=event.at, moment=moment)
+        if not expected:
+            return _add_unconfirmed_start(state, event, effects, late=moment is None)
+    if not state.evidence:  # as a rule
+        return _start(state, pid, "live", event.at, effects, watched=True, moment=moment)
+    for pending in state.find_all(PendingExit):
+        received = pending.deadline - PENDING_EXIT_NS
+        if pending.pid != pid or (moment is not None and moment > received):  # an exit comes after its start
+            state = _finish(state, pending.pid, now, effects)
+            if moment is None:  # the exit of the other run has canceled the query
+                effects.append(_QUERY_NOW)
+    state = _start(state, pid, "live", event.at, effects, watched=True, moment=moment)
     if state.find(WaitedExit, pid) is not None:
         effects.append(QueryTask(now.monotonic + WAITED_EXIT_GRACE_NS))
-    if pending is not None and pending.pid == pid:
-        state = _apply_pending_exit(state, pending, effects, hold=True)
+    if (pending_exit := state.find(PendingExit, pid)) is not None:
+        state = _apply_pending_exit(state, pending_exit, effects, hold=True)
     return state
 
 
 def _start_while_running(state: TaskState, event: TaskStarted, now: Instant, effects: Effects) -> TaskState:
     """Confirm the run. If it is another task's start, query the task, which decides."""
-    run = _run_of(state)
-    if state.is_known(event.pid):
+    run, pid, at = _run_of(state), event.pid, event.at
+    if state.is_over(pid, at):
         effects.append(_DUPLICATE)
-        return _end_checks(replace(state, confirmed=True), event, now, effects) if run.pid == event.pid else state
-    moment = _moment_if_on_time(state, event.at, now)
-    effects.append(_QUERY_NOW)
-    return _add_unconfirmed_start(state if moment is None else replace(state, last_change=moment), event, effects)
+        return state
+    moment = _moment_if_on_time(state, at, now)
+    if pid != run.pid:
+        effects.append(_QUERY_NOW)
+        state = state if moment is None else replace(state, last_change=moment)
+        return _add_unconfirmed_start(state, event, effects, late=moment is None)
+    if (
+        run.start_seen and at > run.since and moment is not None
+    ):  # a task starts once: this is another one with the same pid
+        state = _exit(state, "inferred", at - 1, _UNKNOWN_EXIT, effects)
+        return _start(state, pid, "live", at, effects, watched=True, moment=moment)
+    effects.append(_DUPLICATE)
+    if run.start_seen and at != run.since:
+        return state  # of an earlier task with the same pid
+    run = replace(run, since=at, start_seen=True, confirmed=True)
+    return _end_checks(replace(state, task=run), event, now, effects)
 
 
-def _add_unconfirmed_start(state: TaskState, event: TaskStarted, effects: Effects) -> TaskState:
+def _add_unconfirmed_start(state: TaskState, event: TaskStarted, effects: Effects, *, late: bool) -> TaskState:
     effects.append(Count("unconfirmed_start"))
-    return _add_evidence(state, UnconfirmedStart(event.pid, event))
+    return _add_evidence(state, UnconfirmedStart(event.pid, event, late), effects)
 
 
 def _exit_without_start(state: TaskState, event: TaskExited, now: Instant, effects: Effects) -> TaskState:
     """Wait for the start. Repeated exits, and those without pid, change nothing."""
     if event.pid == 0:
         return state
-    if state.has_exited(event.pid):
+    if _is_repeated_exit(state, event):
         effects.append(_DUPLICATE)
         return state
-    if (pending := state.find(PendingExit)) is not None:
-        state = _resolve_pending_exit(state, pending, now, effects)
+    if state.running is None:
+        for pending in state.find_all(PendingExit):
+            state = _finish(state, pending.pid, now, effects)
     pending = PendingExit(event.pid, event, now.monotonic + PENDING_EXIT_NS)
-    return _end_checks_of(_add_evidence(state, pending), event, now, effects)
+    return _end_checks_of(_add_evidence(state, pending, effects), event, now, effects)
+
+
+def _is_repeated_exit(state: TaskState, event: TaskExited) -> bool:
+    """Return whether an exit is known, or that of an earlier task than the one that has its pid now, if any."""
+    if state.find(PendingExit, event.pid) is not None:
+        return True
+    exited = state.find_exited(event.pid)
+    if exited is None:
+        return False
+    created, start = state.find_created(event.pid), state.find(UnconfirmedStart, event.pid)
+    begin = created.at if created is not None else None if start is None else start.event.at
+    return begin is None or _time_of_exit(event) < begin
 
 
 def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effects: Effects) -> TaskState:
     """End the run. If it is another task's exit, wait for that start, and query the task; without pid, only query."""
     if event.pid == _run_of(state).pid:
-        state = _exit(state, "live", event.at, ExitInfo(event.status, event.exited_at), effects, hold=True)
-        effects.append(_RESUME_CHECKS)
-        return state
+        return _end_run(state, event, "live", event.at, effects)
     if event.pid == 0:
         effects.append(_QUERY_NOW)
         return state
@@ -348,17 +404,32 @@ def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effec
     return deferred
 
 
+def _end_run(state: TaskState, event: TaskExited | TaskDeleted, origin: Origin, at: int, effects: Effects) -> TaskState:
+    """End the run. If the event may be that of an earlier task with the same pid, query the task."""
+    if state.exited and (exited := state.find_exited(event.pid)) is not None:
+        ended_at = _time_of_exit(event)
+        if ended_at < _run_of(state).since:
+            effects.append(_DUPLICATE if ended_at <= exited.until else _QUERY_NOW)
+            return state
+    state = _exit(state, origin, at, ExitInfo(event.status, event.exited_at), effects, hold=True)
+    effects.append(_RESUME_CHECKS)
+    return state
+
+
+def _time_of_exit(event: TaskExited | TaskDeleted) -> int:
+    return event.at if event.exited_at is None else event.exited_at
+
+
 def _end_checks_of(state: TaskState, event: TaskExited | TaskDeleted, now: Instant, effects: Effects) -> TaskState:
     """End start checks if the shim has reported the task from the creation on."""
-    return _end_checks(state, event, now, effects) if event.pid in state.created_pids[-1:] else state
+    is_newest = bool(state.created) and state.created[-1].pid == event.pid
+    return _end_checks(state, event, now, effects) if is_newest else state
 
 
 def _delete_while_running(state: TaskState, event: TaskDeleted, now: Instant, effects: Effects) -> TaskState:
     """End the run: the exit event is lost. Without pid, query the task."""
     if event.pid == _run_of(state).pid:
-        state = _exit(state, "inferred", now.wall, ExitInfo(event.status, event.exited_at), effects, hold=True)
-        effects.append(_RESUME_CHECKS)
-        return state
+        return _end_run(state, event, "inferred", now.wall, effects)
     if event.pid == 0:
         effects.append(_QUERY_NOW)
     return state
@@ -368,7 +439,7 @@ def _pause(state: TaskState, event: TaskPaused | TaskResumed, now: Instant, effe
     """Pause or resume the run. If it is not confirmed, or if the event is late or repeated, query the task."""
     run, paused = _run_of(state), isinstance(event, TaskPaused)
     moment = _moment_if_on_time(state, event.at, now)
-    if moment is None or not state.confirmed or run.paused is paused:
+    if moment is None or not run.confirmed or run.paused is paused:
         return _pause_without_run(state, event, now, effects)
     effects.append(PauseChanged(paused, "live", event.at))
     return replace(state, task=replace(run, paused=paused), last_change=moment)
@@ -381,24 +452,26 @@ def _pause_without_run(state: TaskState, event: TaskPaused | TaskResumed, now: I
     return state if moment is None else replace(state, last_change=moment)
 
 
-def _oom_without_run(state: TaskState, _event: TaskOOM, _now: Instant, effects: Effects) -> TaskState:
-    """Remember the OOM kill of the newest task whose exit is not published; without one, the event is late."""
-    task = state.task if isinstance(state.task, Created) else state.find(PendingExit) or state.find(FoundTask)
-    if task is not None:
-        return _add_oom_kill(state, task.pid)
-    if state.exited_pids:
+def _oom_without_run(state: TaskState, _event: TaskOOM, now: Instant, effects: Effects) -> TaskState:
+    """Remember the OOM kill of the newest task whose exit is not published; without one, the event is late, or that of
+    a task whose start is late."""
+    if isinstance(state.task, Created):
+        return _add_oom_kill(state, state.task.pid, now, effects)
+    if pids := [each.pid for each in state.evidence if isinstance(each, (FoundTask, PendingExit))]:
+        return _add_oom_kill(state, pids[-1], now, effects)
+    if state.exited:
         effects.append(_LATE)
-    return state
+    return _add_oom_kill(state, 0, now, effects)
 
 
-def _oom_while_running(state: TaskState, _event: TaskOOM, _now: Instant, _effects: Effects) -> TaskState:
+def _oom_while_running(state: TaskState, _event: TaskOOM, now: Instant, effects: Effects) -> TaskState:
     """Remember the OOM kill of the newest task."""
     newest = state.newest_created()
-    return _add_oom_kill(state, newest.pid if isinstance(newest, Created) else _run_of(state).pid)
+    return _add_oom_kill(state, newest.pid if isinstance(newest, Created) else _run_of(state).pid, now, effects)
 
 
-def _add_oom_kill(state: TaskState, pid: int) -> TaskState:
-    return state if state.find(OOMKill, pid) else _add_evidence(state, OOMKill(pid))
+def _add_oom_kill(state: TaskState, pid: int, now: Instant, effects: Effects) -> TaskState:
+    return _add_evidence(state, OOMKill(pid, now.monotonic), effects)
 
 
 # --- results of calls ---
@@ -408,13 +481,17 @@ def _remember_wait(state: TaskState, input_: TaskWaited, now: Instant, effects: 
     """Remember the exit status, and query the task if the exit event does not arrive. Ignore other tasks than the
     running one and those whose start is expected."""
     pid, exit_status = input_.pid, input_.exit_status
-    is_running = state.running is not None and state.running.pid == pid
-    if not is_running and (state.has_exited(pid) or not state.expects_start(pid)):
+    exited, run = state.find_exited(pid), state.running
+    if exited is not None and exit_status.exited_at is not None and exit_status.exited_at <= exited.until:
+        return state
+    if not (run is not None and run.pid == pid) and (
+        state.find(PendingExit, pid) is not None or not state.expects_start(pid)
+    ):
         return state
     effects.append(QueryTask(now.monotonic + WAITED_EXIT_GRACE_NS))
     if exit_status.exit_status is None and state.find(WaitedExit, pid) is not None:
         return state
-    return _add_evidence(state, WaitedExit(pid, exit_status))
+    return _add_evidence(state, WaitedExit(pid, exit_status), effects)
 
 
 def _query_found(state: TaskState, input_: TaskFound, now: Instant, effects: Effects) -> TaskState:
@@ -424,76 +501,64 @@ def _query_found(state: TaskState, input_: TaskFound, now: Instant, effects: Eff
         effects.append(_QUERY_NOW)
         return state
     effects.append(QueryTask(now.monotonic + START_GRACE_NS))
-    state = _without(state, FoundTask)
-    return _add_evidence(state, FoundTask(task.pid)) if task.running else state
+    return _add_evidence(state, FoundTask(task.pid), effects) if task.running else state
+
+
+def _make_unknown(state: TaskState, _input: QueryFailed, _now: Instant, _effects: Effects) -> TaskState:
+    """The state is unknown: the audit queries the task again."""
+    return replace(state, unknown=True)
 
 
 def _unconfirm(state: TaskState, _input: QueryFailed, _now: Instant, _effects: Effects) -> TaskState:
-    """Keep the state as unconfirmed: the audit queries the task again."""
-    return replace(state, confirmed=False)
+    """The run is not confirmed any more: the audit queries the task again."""
+    return replace(state, task=replace(_run_of(state), confirmed=False))
 
 
 # --- reported states: the order of the cases is that of the events that must have been missed ---
 
 
 def _report_no_task(state: TaskState, _input: object, now: Instant, effects: Effects) -> TaskState:
-    """Publish a run that only a start check has found, or whose start was not confirmed: it is over."""
-    return _end_evidence(_publish_found_run(state, None, now, effects), now, effects)
+    """Publish the runs whose start was not confirmed, or that only a start check has found: they are over."""
+    return _settle(_finish_others(state, None, now, effects), now)
 
 
-def _report_no_task_while_running(state: TaskState, _input: object, now: Instant, effects: Effects) -> TaskState:
-    """End the run. Publish the next one if its start was not confirmed and its exit is pending."""
-    return _end_evidence(_exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects), now, effects)
-
-
-def _end_evidence(state: TaskState, now: Instant, effects: Effects) -> TaskState:
-    pending = state.find(PendingExit)
-    if pending is not None and state.find(UnconfirmedStart, pending.pid) is not None:
-        state = _resolve_pending_exit(state, pending, now, effects)
-    return _settle(state, now)
+def _report_no_task_while_running(state: TaskState, input_: object, now: Instant, effects: Effects) -> TaskState:
+    """End the run, and publish the runs after it whose start was not confirmed."""
+    return _report_no_task(_exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects), input_, now, effects)
 
 
 def _report_created(state: TaskState, input_: CreatedReported, now: Instant, effects: Effects) -> TaskState:
-    """Expect the start. Publish another run that only a start check has found: it is over."""
+    """Expect the start. Publish the runs of other tasks that no exit has ended: they are over."""
     if not input_.pid:
-        return replace(state, confirmed=True)
-    if input_.pid not in state.exited_pids:
-        state = _publish_found_run(state, input_.pid, now, effects)
-        state = _add_reported_task(state, input_.pid, effects)
+        return replace(state, unknown=False)
+    state = _finish_others(state, input_.pid, now, effects)
+    if state.find_created(input_.pid) is None:
+        effects.append(_BEGIN_CHECKS)
+        exited = state.find_exited(input_.pid)
+        created = CreatedTask(input_.pid, max(now.wall, exited.until + 1 if exited is not None else 0))
+        state = replace(state, task=Created(input_.pid), created=_remember(state.created, created, MAX_CREATED))
     return _settle(state, now)
 
 
 def _report_created_while_running(
     state: TaskState, input_: CreatedReported, now: Instant, effects: Effects
 ) -> TaskState:
-    """End the run, and expect the start of the other task. If the pid is known, the report is older than the state."""
-    if input_.pid and not state.is_known(input_.pid):
+    """End the run, and expect the start of the other task."""
+    if input_.pid:
         state = _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
-        state = _add_reported_task(state, input_.pid, effects)
+        return _report_created(state, input_, now, effects)
     return _settle(state, now)
 
 
-def _add_reported_task(state: TaskState, pid: int, effects: Effects) -> TaskState:
-    if pid in state.created_pids:
-        return state
-    effects.append(_BEGIN_CHECKS)
-    created_pids = _remember(state.created_pids, pid, MAX_CREATED_PIDS)
-    return replace(state, task=Created(pid), created_pids=created_pids)
-
-
 def _report_running(state: TaskState, input_: RunningReported, now: Instant, effects: Effects) -> TaskState:
-    """Start the run that was missed, and end it if its exit is pending. If it has exited, change nothing."""
+    """Start the run that was missed. Publish the runs before it that were not published, even if they had its pid."""
     task = input_.task
     if not task.pid:  # the shim is gone: the task can only be the known one
-        return replace(state, confirmed=True)
-    if task.pid in state.exited_pids:
-        return _settle(state, now)
-    preexisting = not state.confirmed or not input_.synced
-    state = _publish_found_run(state, task.pid, now, effects)
-    state, pending = _resolve_other_exit(state, task.pid, now, effects)
-    if pending is not None:
-        state = _start(state, task.pid, "inferred", now.wall, effects)
-        return _settle(_apply_pending_exit(state, pending, effects), now)
+        return replace(state, unknown=False)
+    preexisting = state.unknown or not input_.synced
+    state = _finish_others(state, task.pid, now, effects)
+    if state.find(PendingExit, task.pid) is not None:
+        state = _finish(state, task.pid, now, effects)
     state = _start(state, task.pid, "inferred", now.wall, effects, preexisting=preexisting)
     return _settle(_confirm(state, task, now, effects), now)
 
@@ -506,42 +571,39 @@ def _report_running_while_running(
     if task.pid not in (0, _run_of(state).pid):
         ended = _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
         return _report_running(ended, input_, now, effects)
-    state, _ = _resolve_other_exit(state, _run_of(state).pid, now, effects)
+    state = _finish_others(state, _run_of(state).pid, now, effects)
     return _settle(_confirm(state, task, now, effects), now)
 
 
 def _confirm(state: TaskState, task: Task, now: Instant, effects: Effects) -> TaskState:
-    state, run = replace(state, confirmed=True), _run_of(state)
-    if run.paused is task.paused:
-        return state
-    effects.append(PauseChanged(task.paused, "inferred", now.wall))
-    return replace(state, task=replace(run, paused=task.paused))
+    run = _run_of(state)
+    if run.paused is not task.paused:
+        effects.append(PauseChanged(task.paused, "inferred", now.wall))
+    return replace(state, task=replace(run, paused=task.paused, confirmed=True))
 
 
 def _report_stopped(state: TaskState, input_: StoppedReported, now: Instant, effects: Effects) -> TaskState:
     """Publish the run that was missed. If its start was not seen since its creation, wait for the exit event first."""
     task = input_.task
     if not task.pid:
-        return replace(state, confirmed=True)
-    if task.pid in state.exited_pids:
+        return replace(state, unknown=False)
+    if state.is_known_exit(task):
         return _settle(state, now)
-    preexisting = not state.confirmed or not input_.synced
-    state = _publish_found_run(state, task.pid, now, effects)
-    state, pending = _resolve_other_exit(state, task.pid, now, effects)
-    if pending is not None:
-        if not state.is_unstarted(task.pid):
-            state = _start(state, task.pid, "inferred", now.wall, effects)
-            state = _apply_pending_exit(state, pending, effects)
-        return _settle(state, now)
+    preexisting = state.unknown or not input_.synced
+    state = _finish_others(state, task.pid, now, effects)
+    if state.find(PendingExit, task.pid) is not None:
+        return _settle(state if state.is_unstarted(task.pid) else _finish(state, task.pid, now, effects), now)
     if state.is_unstarted(task.pid):
-        stopped = state.find(StoppedTask) or StoppedTask(task.pid, now.monotonic + PENDING_EXIT_NS)
+        stopped = state.find(StoppedTask, task.pid) or StoppedTask(task.pid, now.monotonic + PENDING_EXIT_NS)
         if now.monotonic < stopped.deadline:
             # The exit event shows that the task was killed before its start. If it does not arrive, the shim has become
             # silent, and the start has been missed as well.
             effects.append(QueryTask(stopped.deadline))
-            return _settle(_add_evidence(state, stopped), now)
+            return _settle(_add_evidence(state, stopped, effects), now)
     if preexisting:
-        return _settle(_remember_exit(state, task.pid), now)  # it exited before the bridge watched
+        return _settle(
+            _remember_exit(state, task.pid, task.exited_at, now.wall), now
+        )  # it exited before the bridge watched
     state = _start(state, task.pid, "inferred", now.wall, effects)
     exit_info = ExitInfo(task.exit_status, task.exited_at)
     return _settle(_exit(state, "inferred", now.wall, exit_info, effects), now)
@@ -554,65 +616,83 @@ def _report_stopped_while_running(
     task, run = input_.task, _run_of(state)
     if task.pid not in (0, run.pid):
         return _report_stopped(_exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects), input_, now, effects)
-    state, _ = _resolve_other_exit(state, run.pid, now, effects)
+    state = _finish_others(state, run.pid, now, effects)
     exit_info = ExitInfo(task.exit_status, task.exited_at)
     return _settle(_exit(state, "inferred", now.wall, exit_info, effects), now)
 
 
-def _publish_found_run(state: TaskState, pid: int | None, now: Instant, effects: Effects) -> TaskState:
-    """Publish a run that only a start check has found, and that is over: now there is another task, or none."""
-    found = state.find(FoundTask)
-    if found is None or found.pid == pid or state.has_exited(found.pid):
-        return state
-    state = _start(state, found.pid, "inferred", now.wall, effects)
-    return _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
-
-
 def _settle(state: TaskState, now: Instant) -> TaskState:
-    confirmed = state.confirmed or not isinstance(state.task, Running)
-    return replace(state, confirmed=confirmed, last_change=now.monotonic)
+    return replace(state, unknown=False, last_change=now.monotonic)
 
 
-# --- pending exits ---
+# --- runs that are over, but not published ---
 
 
-def _resolve_overdue_exit(state: TaskState, _input: StartOverdue, now: Instant, effects: Effects) -> TaskState:
-    """Publish start and exit. If the task was never started, or another one is running, drop the exit."""
-    pending = state.find(PendingExit)
-    return state if pending is None else _resolve_pending_exit(state, pending, now, effects)
+def _resolve_overdue_exits(state: TaskState, _input: StartOverdue, now: Instant, effects: Effects) -> TaskState:
+    """Publish start and exit. If the task was never started, drop the exit."""
+    for pending in state.find_all(PendingExit):
+        state = _finish(state, pending.pid, now, effects)
+    return state
 
 
-def _resolve_other_exit(
-    state: TaskState, pid: int, now: Instant, effects: Effects
-) -> tuple[TaskState, PendingExit | None]:
-    """Resolve a pending exit, unless it is that of the task ``pid``, which is returned."""
-    pending = state.find(PendingExit)
-    if pending is None or pending.pid == pid:
-        return state, pending
-    return _resolve_pending_exit(state, pending, now, effects), None
+def _drop_overdue_exits(state: TaskState, _input: StartOverdue, now: Instant, effects: Effects) -> TaskState:
+    """Drop the exit, which is that of an earlier run, unless its task was created or started during this one."""
+    for pending in state.find_all(PendingExit):
+        if state.find_created(pending.pid) is None and state.find(UnconfirmedStart, pending.pid) is None:
+            state = _finish(state, pending.pid, now, effects)
+    return state
 
 
-def _resolve_pending_exit(state: TaskState, pending: PendingExit, now: Instant, effects: Effects) -> TaskState:
-    """Resolve a pending exit: its start fell into a gap, or its task was never started.
+def _finish_others(state: TaskState, pid: int | None, now: Instant, effects: Effects) -> TaskState:
+    """Publish the runs of all tasks but ``pid``, which a report shows: they are over.
 
-    During another run, the exit can only be a late event of an earlier one, and is ignored.
+    None: there is no task. The starts of pending exits may still arrive, and so may the exit of the last run.
     """
-    if state.running is None and not state.is_unstarted(pending.pid):
-        state = _start(state, pending.pid, "inferred", now.wall, effects)
-        return _apply_pending_exit(state, pending, effects)
-    return _drop_pending_exit(state, pending, _LATE if state.running else Count("never_started"), effects)
+    kinds = (UnconfirmedStart, FoundTask) if pid is None else (UnconfirmedStart, FoundTask, PendingExit)
+    for other in dict.fromkeys(each.pid for each in state.evidence if isinstance(each, kinds) and each.pid != pid):
+        if pid is None and state.running is not None:
+            state = _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
+        state = _finish(state, other, now, effects, await_exit=pid is None)
+    return state
+
+
+def _finish(state: TaskState, pid: int, now: Instant, effects: Effects, *, await_exit: bool = False) -> TaskState:
+    """Publish a run that is over: its start or exit fell into a gap, or arrived during another run.
+
+    A task that was never started is dropped, and so are late events of an earlier run: a late start without an exit,
+    and all events that another run precedes. ``await_exit``: an exit event may still arrive; query the task otherwise.
+    """
+    start, pending = state.find(UnconfirmedStart, pid), state.find(PendingExit, pid)
+    unstarted = state.is_unstarted(pid)
+    if state.running is None and not unstarted and (pending is not None or start is None or not start.late):
+        state = _start(state, pid, "inferred", now.wall, effects)
+        if pending is not None:
+            return _apply_pending_exit(state, pending, effects)
+        if await_exit and start is not None:
+            effects.append(QueryTask(now.monotonic + EXIT_GRACE_NS))
+            return state
+        return _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
+    if pending is not None:
+        return _drop_pending_exit(state, pending, Count("never_started") if unstarted else _LATE, effects)
+    return replace(
+        state,
+        evidence=tuple(
+            each for each in state.evidence if each.pid != pid or not isinstance(each, (UnconfirmedStart, FoundTask))
+        ),
+    )
 
 
 def _drop_pending_exit(state: TaskState, pending: PendingExit, count: Count, effects: Effects) -> TaskState:
     effects.append(count)
-    return _remember_exit(_without(state, PendingExit), pending.pid)
+    state = replace(state, evidence=tuple(each for each in state.evidence if each.pid != pending.pid))
+    return _remember_exit(state, pending.pid, pending.event.exited_at, pending.event.at)
 
 
 def _apply_pending_exit(state: TaskState, pending: PendingExit, effects: Effects, *, hold: bool = False) -> TaskState:
     """End a run that has just started, because its exit arrived before."""
     event = pending.event
     exit_info = ExitInfo(event.status, event.exited_at)
-    return _exit(_without(state, PendingExit), "live", event.at, exit_info, effects, hold=hold)
+    return _exit(state, "live", event.at, exit_info, effects, hold=hold)
 
 
 # --- runs ---
@@ -626,7 +706,7 @@ def _start(
     effects: Effects,
     *,
     preexisting: bool = False,
-    watched_from: int = 0,
+    watched: bool = False,
     moment: int | None = None,
 ) -> TaskState:
     """Start a run; ``moment``: when it started (monotonic), if that is known to be the newest change."""
@@ -634,16 +714,20 @@ def _start(
     if evidence:
         if (unconfirmed := state.find(UnconfirmedStart, pid)) is not None:
             origin, at, preexisting = "live", unconfirmed.event.at, False
+        if (oom := state.find(OOMKill, 0)) is not None:
+            watched = False  # its task was not known: it was this one, or the one before
+            if moment is not None and moment <= oom.at:
+                evidence = (*evidence, OOMKill(pid, oom.at))
         evidence = tuple(each for each in evidence if not _is_explained_by_start(each, pid))
     missed = origin == "inferred" and not preexisting
     effects.append(_END_CHECKS_OF_RUN if missed else _END_CHECKS)
     effects.append(Started(pid, origin, at, preexisting))
     return TaskState(
-        Running(pid, False, watched_from),
+        Running(pid, False, at, origin == "live", watched),
         evidence,
-        True,
-        state.created_pids,
-        state.exited_pids,
+        False,
+        state.created,
+        state.exited,
         state.last_change if moment is None else moment,
     )
 
@@ -651,7 +735,7 @@ def _start(
 def _is_explained_by_start(evidence: Evidence, pid: int) -> bool:
     if isinstance(evidence, UnconfirmedStart):
         return evidence.pid == pid
-    return isinstance(evidence, (FoundTask, StoppedTask))
+    return evidence.pid == 0 or isinstance(evidence, (FoundTask, StoppedTask))
 
 
 def _exit(
@@ -662,22 +746,17 @@ def _exit(
     if state.evidence:
         if exit_info.status is None and (waited := state.find(WaitedExit, run.pid)) is not None:
             exit_info = ExitInfo(waited.exit_status.exit_status, waited.exit_status.exited_at)
-        if (pending := state.find(PendingExit)) is not None and _is_older(pending, exit_info):
-            state = _drop_pending_exit(state, pending, _LATE, effects)
+        for pending in state.find_all(PendingExit):
+            if pending.pid != run.pid and _is_older(pending, exit_info):
+                state = _drop_pending_exit(state, pending, _LATE, effects)
         if state.find(OOMKill, run.pid) is not None:
             exit_info = replace(exit_info, oom=True)
-        evidence = tuple(each for each in state.evidence if not _is_explained_by_exit(each, run.pid))
+        evidence = tuple(each for each in state.evidence if each.pid != run.pid)
         state = replace(state, evidence=evidence)
     if not state.evidence or state.find(UnconfirmedStart) is None:
         effects.append(_CANCEL_QUERY)
-    effects.append(Exited(origin, at, exit_info, run.watched_from, hold))
-    return _remember_exit(state, run.pid)
-
-
-def _is_explained_by_exit(evidence: Evidence, pid: int) -> bool:
-    if isinstance(evidence, OOMKill):
-        return evidence.pid == pid
-    return isinstance(evidence, (WaitedExit, StoppedTask))
+    effects.append(Exited(origin, at, exit_info, run.since if run.watched else 0, hold))
+    return _remember_exit(state, run.pid, exit_info.exited_at, at)
 
 
 def _is_older(pending: PendingExit, exit_info: ExitInfo) -> bool:
@@ -688,18 +767,18 @@ def _is_older(pending: PendingExit, exit_info: ExitInfo) -> bool:
 
 def _disconnect(state: TaskState, _input: Disconnected, _now: Instant, _effects: Effects) -> TaskState:
     """Forget created tasks, which may start unseen."""
-    pending = state.find(PendingExit)
     return replace(
-        _without(state, StoppedTask),
+        state,
         task=NO_TASK,
-        created_pids=tuple(pid for pid in state.created_pids if pending is not None and pid == pending.pid),
+        evidence=tuple(each for each in state.evidence if each.pid and not isinstance(each, StoppedTask)),
+        created=tuple(each for each in state.created if state.find(PendingExit, each.pid) is not None),
     )
 
 
 def _disconnect_run(state: TaskState, input_: Disconnected, now: Instant, effects: Effects) -> TaskState:
     """Forget created tasks. The run is not confirmed any more."""
-    run = replace(_run_of(state), watched_from=0)
-    return replace(_disconnect(state, input_, now, effects), task=run, confirmed=False)
+    run = replace(_run_of(state), watched=False, confirmed=False)
+    return replace(_disconnect(state, input_, now, effects), task=run)
 
 
 def _ignore(state: TaskState, _input: object, _now: Instant, _effects: Effects) -> TaskState:
@@ -715,32 +794,46 @@ def _run_of(state: TaskState) -> Running:
     return state.task
 
 
-def _remember(pids: tuple[int, ...], pid: int, limit: int) -> tuple[int, ...]:
-    return pids if pid in pids else (*pids[1 - limit :], pid)
+def _remember(tasks: tuple[_T, ...], task: _T, limit: int) -> tuple[_T, ...]:
+    """Return the tasks with another one, which replaces that of the same pid or, beyond ``limit``, the oldest."""
+    others = [each for each in tasks if each.pid != task.pid]
+    others.append(task)
+    return tuple(others[-limit:])
 
 
-def _remember_exit(state: TaskState, pid: int) -> TaskState:
-    """Note that a task has exited; unless another one is running, the task created last is the current one."""
-    exited_pids = (*state.exited_pids[1 - MAX_EXITED_PIDS :], pid)
-    task, confirmed, created_pids = state.task, state.confirmed, state.created_pids
-    if not isinstance(task, Running) or task.pid == pid:
-        confirmed = confirmed or isinstance(task, Running)
-        newest = created_pids[-1] if created_pids else pid
-        task = NO_TASK if newest in exited_pids else Created(newest)
-    return TaskState(task, state.evidence, confirmed, created_pids, exited_pids, state.last_change)
+def _remember_exit(state: TaskState, pid: int, exited_at: int | None, noticed: int) -> TaskState:
+    """Note that a task has exited, before ``noticed`` if ``exited_at`` is unknown.
+
+    Unless another task is running, the one created last is the current one.
+    """
+    task, until = state.task, noticed if exited_at is None else exited_at
+    for times in state.exited:
+        if times.pid == pid and times.until > until:
+            until = times.until
+    for created in state.created:
+        if created.pid == pid and created.at > until:
+            until = created.at
+    if not isinstance(task, Running):
+        task = NO_TASK
+    elif task.pid == pid:
+        if task.start_seen and task.since > until:
+            until = task.since
+        task = NO_TASK
+    ended = ExitedTask(pid, exited_at, until)
+    exited = _remember(state.exited, ended, MAX_EXITED) if state.exited else (ended,)
+    state = TaskState(task, state.evidence, state.unknown, state.created, exited, state.last_change)
+    if task is not NO_TASK or not state.created or state.created[-1].pid == pid:  # as a rule
+        return state
+    return replace(state, task=state.newest_created())
 
 
-def _add_evidence(state: TaskState, evidence: Evidence) -> TaskState:
-    """Add evidence; of each kind only the newest is kept, and of OOM kills as many as of created tasks."""
-    limit = MAX_CREATED_PIDS if isinstance(evidence, OOMKill) else 1
-    same = [each for each in state.evidence if type(each) is type(evidence)]
-    dropped = same[: max(0, len(same) + 1 - limit)]
-    return replace(state, evidence=(*(each for each in state.evidence if each not in dropped), evidence))
-
-
-def _without(state: TaskState, *kinds: type[Evidence]) -> TaskState:
-    evidence = tuple(each for each in state.evidence if not isinstance(each, kinds))
-    return state if len(evidence) == len(state.evidence) else replace(state, evidence=evidence)
+def _add_evidence(state: TaskState, evidence: Evidence, effects: Effects) -> TaskState:
+    """Add evidence; of each kind and pid only the newest is kept, and of all not more than ``MAX_EVIDENCE``."""
+    others = [each for each in state.evidence if each.pid != evidence.pid or type(each) is not type(evidence)]
+    if len(others) == MAX_EVIDENCE:
+        effects.append(Count("dropped_evidence"))
+        del others[0]
+    return replace(state, evidence=(*others, evidence))
 
 
 def _moment_if_on_time(state: TaskState, at: int, now: Instant) -> int | None:
@@ -758,25 +851,25 @@ def _table(*lines: tuple[type, Handler, Handler]) -> dict[type, dict[type, Handl
 
 # fmt: off
 TABLE = _table(
-    # input            NoTask, Created       Running
-    (ContainerCreated, _expect_first_task,    _expect_task),
-    (ContainerUpdated, _expect_task,          _ignore),
-    (ContainerDeleted, _end_checks,           _expect_exit),
-    (TaskCreated,      _create,               _create_while_running),
-    (TaskStarted,      _start_task,           _start_while_running),
-    (TaskExited,       _exit_without_start,   _exit_while_running),
-    (TaskDeleted,      _end_checks_of,        _delete_while_running),
-    (TaskPaused,       _pause_without_run,    _pause),
-    (TaskResumed,      _pause_without_run,    _pause),
-    (TaskOOM,          _oom_without_run,      _oom_while_running),
-    (NoTaskReported,   _report_no_task,       _report_no_task_while_running),
-    (CreatedReported,  _report_created,       _report_created_while_running),
-    (RunningReported,  _report_running,       _report_running_while_running),
-    (StoppedReported,  _report_stopped,       _report_stopped_while_running),
-    (QueryFailed,      _unconfirm,            _unconfirm),
-    (TaskFound,        _query_found,          _ignore),
-    (TaskWaited,       _remember_wait,        _remember_wait),
-    (StartOverdue,     _resolve_overdue_exit, _resolve_overdue_exit),
-    (Disconnected,     _disconnect,           _disconnect_run),
+    # input            NoTask, Created         Running
+    (ContainerCreated, _expect_first_task,     _expect_task),
+    (ContainerUpdated, _expect_task,           _ignore),
+    (ContainerDeleted, _end_checks,            _expect_exit),
+    (TaskCreated,      _create,                _create_while_running),
+    (TaskStarted,      _start_task,            _start_while_running),
+    (TaskExited,       _exit_without_start,    _exit_while_running),
+    (TaskDeleted,      _end_checks_of,         _delete_while_running),
+    (TaskPaused,       _pause_without_run,     _pause),
+    (TaskResumed,      _pause_without_run,     _pause),
+    (TaskOOM,          _oom_without_run,       _oom_while_running),
+    (NoTaskReported,   _report_no_task,        _report_no_task_while_running),
+    (CreatedReported,  _report_created,        _report_created_while_running),
+    (RunningReported,  _report_running,        _report_running_while_running),
+    (StoppedReported,  _report_stopped,        _report_stopped_while_running),
+    (QueryFailed,      _make_unknown,          _unconfirm),
+    (TaskFound,        _query_found,           _ignore),
+    (TaskWaited,       _remember_wait,         _remember_wait),
+    (StartOverdue,     _resolve_overdue_exits, _drop_overdue_exits),
+    (Disconnected,     _disconnect,            _disconnect_run),
 )
 # fmt: on

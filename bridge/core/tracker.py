@@ -351,6 +351,10 @@ class Tracker:
     def additional_events(self, value: Collection[AdditionalEventType]) -> None:
         self._emitter.additional_events = value
 
+    def connect(self, now: Instant) -> None:
+        """Handle a new stream: from now on no event is missed."""
+        self._emitter.connected_at = now.wall
+
     def disconnect(self) -> None:
         """Handle the end of the stream: from now on containers may change unseen."""
         self._scheduled_queries.clear()
@@ -366,7 +370,9 @@ class Tracker:
         for entry in [entry for entry in self._store.entries() if entry.state.find(PendingExit) is not None]:
             self._step(entry, StartOverdue(), now)
         for entry, _incarnation in list(self._store.incarnations()):
-            self._step(entry, NoTaskReported(), now)
+            while entry.incarnation is not None:  # the run, and runs after it that were not published yet
+                self._step(entry, NoTaskReported(), now)
+            self._step(entry, StartOverdue(), now)
         transitions += self._emitter.take()
         self._remove_all(lambda _: True)
         self._store.unsynced_namespaces = set()
@@ -480,7 +486,8 @@ _NO_TIME = Instant(0, 0)  # for inputs whose handling does not depend on the tim
 def _is_news(state: TaskState, task: Task) -> bool:
     """Return whether a start check has found a task that is not known yet."""
     expected = task.status is TaskStatus.CREATED and state.expects_start(task.pid)
-    return task.pid != 0 and not state.is_known(task.pid) and not expected
+    known = task.status is TaskStatus.STOPPED and state.is_known_exit(task)
+    return task.pid != 0 and not known and not expected
 
 
 def _with_deadline(state: TaskState, deadline: int) -> TaskState:

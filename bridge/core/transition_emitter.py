@@ -51,11 +51,13 @@ class TransitionEmitter:
         boot_id: The boot id of the host, part of each incarnation id.
         additional_events: The optional event types to emit; may be replaced at any time.
 
-    ``preexisting_count``: the number of incarnations that began before the bridge watched.
+    ``preexisting_count``: the number of incarnations that began before the bridge watched. ``connected_at`` (wall
+    clock): the events of runs that began earlier may have been missed.
     """
 
     def __init__(self, store: ContainerStore, boot_id: str, additional_events: Collection[AdditionalEventType]) -> None:
         self.preexisting_count = 0
+        self.connected_at = 0
         self.additional_events = additional_events
         self._store = store
         self._boot_id = boot_id
@@ -73,8 +75,10 @@ class TransitionEmitter:
         """Emit a start, unless the run is preexisting."""
         self.release_exit(entry)
         pid, preexisting, matches = effect.pid, effect.preexisting, in_scope(entry.metadata)
-        incarnation = Incarnation(pid, incarnation_id(self._boot_id, pid), False, matches, preexisting)
-        entry.incarnation = incarnation
+        entry.pid_cycle += pid <= entry.last_pid
+        entry.last_pid = pid
+        id_ = incarnation_id(self._boot_id, pid, entry.pid_cycle)
+        incarnation = entry.incarnation = Incarnation(pid, id_, False, matches, preexisting)
         if preexisting:
             self.preexisting_count += matches
         elif matches:
@@ -100,7 +104,7 @@ class TransitionEmitter:
                 self._emitted.append(exited)
             else:
                 grace = KILLED_OOM_GRACE_NS if effect.exit_info.status == SIGKILL_STATUS else OOM_GRACE_NS
-                oom = False if _reports_oom(entry, effect) else None
+                oom = False if _reports_oom(entry, effect, self.connected_at) else None
                 self._hold_exit(entry, HeldExit((exited,), now.monotonic + grace, oom, was_paused))
         if entry.deleted:
             self.metadata_changed(entry, effect.at)
@@ -255,7 +259,7 @@ def _incarnation_of(entry: ContainerState) -> Incarnation:
     return entry.incarnation
 
 
-def _reports_oom(entry: ContainerState, effect: Exited) -> bool:
+def _reports_oom(entry: ContainerState, effect: Exited, connected_at: int) -> bool:
     """Return whether containerd would have sent an OOM event if an OOM kill had led to this exit.
 
     SIGKILL proves nothing: there is no OOM event if the whole machine is out of memory on cgroup v1, or if the shim is
@@ -264,7 +268,9 @@ def _reports_oom(entry: ContainerState, effect: Exited) -> bool:
     if effect.origin != "live" or entry.metadata is None or entry.metadata.runtime not in OOM_REPORTING_RUNTIMES:
         return False
     exit_info = effect.exit_info
-    if not effect.watched_from or exit_info.exited_at is None or exit_info.status == SIGKILL_STATUS:
+    if not effect.watched_from or effect.watched_from < connected_at:
+        return False
+    if exit_info.exited_at is None or exit_info.status == SIGKILL_STATUS:
         return False
     return exit_info.exited_at - effect.watched_from >= OOM_BLIND_NS
 

@@ -217,7 +217,7 @@ class Connection:
         self.journal.publish(tracker.process_event(event, now))
         if isinstance(event, TaskStarted):
             entry = tracker.find(event.key)
-            if entry is not None and event.pid not in entry.created_pids:  # no event has reported the creation
+            if entry is not None and entry.state.find_created(event.pid) is None:  # no event has reported the creation
                 self._wait_for_exit(event.key)
 
     # --- calls to containerd, whose results are processed after the events received before them ---
@@ -288,7 +288,10 @@ class Connection:
             self._exit_waits.add(key, pid)
 
     def _report_exit(self, key: ContainerKey, pid: int, exit_status: ExitStatus) -> None:
-        state = self.state
-        state.event_queue.put_call(  # kept, because an exit is final
-            lambda: state.tracker.apply_wait_result(key, pid, exit_status, state.clock.now()), keep=True
-        )
+        self.state.event_queue.put_call(lambda: self._apply_wait(key, pid, exit_status), keep=True)  # an exit is final
+
+    def _apply_wait(self, key: ContainerKey, pid: int, exit_status: ExitStatus) -> None:
+        """Apply an exit; the next task may have got the same pid while the wait was pending."""
+        self.state.tracker.apply_wait_result(key, pid, exit_status, self.state.clock.now())
+        if exit_status.exited_at is not None:
+            self._wait_for_exit(key)

@@ -17,6 +17,8 @@ from bridge.clock import SystemClock
 from bridge.core import checkpoint
 from bridge.core.container_state import (
     ContainerState,
+    CreatedTask,
+    ExitedTask,
     ExitInfo,
     HeldExit,
     Incarnation,
@@ -59,14 +61,14 @@ def _checkpoint() -> dict[str, bytes]:
     running = ContainerState(
         _KEY,
         _METADATA,
-        TaskState(Running(4711), exited_pids=(1, 2)),
+        TaskState(Running(4711), exited=(ExitedTask(1), ExitedTask(2))),
         incarnation=Incarnation(4711, "5f3c9a1e-4711", paused=False, in_scope=True),
     )
     other = ContainerKey("k8s.io", "db")
     exited = ContainerState(
         other,
         None,
-        TaskState(evidence=(PendingExit(4711, _EXIT, 0),), created_pids=(4711,)),
+        TaskState(evidence=(PendingExit(4711, _EXIT, 0),), created=(CreatedTask(4711, 1),)),
         held_exit=HeldExit((_HELD,), 0, None, paused=False),
     )
     changes = [StateChange(_KEY, running, _METADATA, True), StateChange(other, exited, None, False)]

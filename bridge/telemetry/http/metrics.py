@@ -27,6 +27,7 @@ _IGNORED_REASONS = {
     "duplicate": "duplicate",
     "late": "late",
     "never_started": "never_started",
+    "dropped_evidence": "too_many",
     "ignored": "irrelevant_topic",
     "foreign_marker": "foreign_marker",
     "unknown": "unknown_topic",

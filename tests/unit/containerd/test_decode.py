@@ -154,6 +154,11 @@ class TestEvents:
         without_namespace = envelope("/tasks/oom", payloads_pb2.TaskOOM(container_id="web"), namespace="")
         undecodable(without_namespace, golden, "no container")
 
+    @pytest.mark.parametrize("topic", ["/tasks/create", "/tasks/start"])
+    def test_event_is_undecodable_when_pid_is_missing(self, topic: str, golden: Golden) -> None:
+        payload = {"/tasks/create": payloads_pb2.TaskCreate, "/tasks/start": payloads_pb2.TaskStart}[topic]
+        undecodable(envelope(topic, payload(container_id="web")), golden, "no pid", topic=topic)
+
     def test_event_is_undecodable_when_payload_type_is_wrong(self, golden: Golden) -> None:
         raw = envelope("/tasks/oom", payloads_pb2.TaskPaused(container_id="web"))
         reason = undecodable(raw, golden, "unexpected payload type")

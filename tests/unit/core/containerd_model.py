@@ -6,7 +6,7 @@ changes first, and the event is published afterwards, as shims do.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -58,8 +58,10 @@ class Faults:
     falling_silent: bool = False  # shims stop to send events
     task_waits: bool = False  # Tasks.Wait returns for some exits: not a fault, but another order of inputs
     clock: Literal["steady", "stepping", "random"] = "steady"
+    pids: Literal["returning", "growing"] = "returning"  # returning: a container often gets a pid that it had before
 
 
+Process: TypeAlias = tuple[ContainerKey, int]  # a container and a pid, which several of its runs may have had
 Move: TypeAlias = Callable[[ContainerKey], None]
 
 
@@ -99,9 +101,11 @@ class TrueTask:
     """The true state of one task."""
 
     pid: int
+    number: int
     status: TaskStatus = TaskStatus.CREATED
     exit_status: int | None = None
     exited_at: int | None = None
+    started: bool = False
     oom: bool = False
     shim_gone: bool = False  # the shim is gone, so containerd no longer knows the pid
 
@@ -110,10 +114,10 @@ class TrueTask:
 class ContainerdModel:
     """The true state of a containerd, and its history.
 
-    ``exit_statuses`` are the statuses of exited tasks by pid, ``oom_pids`` the pids of tasks with an OOM kill.
-    ``ambiguous_pids`` are the pids of tasks that an observer cannot recognize as never started. ``in_scope`` are the
-    containers that the bridge's filters match, which a fetch of metadata reports. ``waited_pids`` are the pids of tasks
-    whose exits the bridge waits for; only the exits of containers with a silent shim are certain to be reported to it.
+    ``ended`` are the tasks that have exited, started or not. ``ambiguous`` are the tasks that an observer cannot
+    recognize as never started. ``in_scope`` are the containers that the bridge's filters match, which a fetch of
+    metadata reports. ``waited`` are the tasks whose exits the bridge waits for; only the exits of containers with a
+    silent shim are certain to be reported to it.
     """
 
     rng: Random
@@ -121,12 +125,10 @@ class ContainerdModel:
     metadata: dict[ContainerKey, Metadata] = field(default_factory=dict)
     tasks: dict[ContainerKey, TrueTask] = field(default_factory=dict)
     history: list[TrueTransition] = field(default_factory=list)
-    exit_statuses: dict[int, int] = field(default_factory=dict)
-    oom_pids: set[int] = field(default_factory=set)
-    never_started_pids: set[int] = field(default_factory=set)
-    ambiguous_pids: set[int] = field(default_factory=set)
+    ended: dict[Process, list[TrueTask]] = field(default_factory=lambda: defaultdict(list))
+    ambiguous: set[Process] = field(default_factory=set)
     in_scope: frozenset[ContainerKey] = frozenset(KEYS)
-    waited_pids: set[int] = field(default_factory=set)
+    waited: set[tuple[ContainerKey, int, int]] = field(default_factory=set)
     subscribed: bool = False
     stream: deque[DeliveredEvent | TaskWaitResult | DueExits] = field(default_factory=deque)
 
@@ -137,6 +139,7 @@ class ContainerdModel:
         self._monotonic = 1_000 * SECOND
         self._offset = STARTED_AT
         self._pid = 100
+        self._pids: dict[ContainerKey, list[int]] = defaultdict(list)
         self._updates = 0
         self._incarnation_counts: Counter[ContainerKey] = Counter()
 
@@ -162,10 +165,10 @@ class ContainerdModel:
 
     def wait(self, key: ContainerKey, pid: int) -> None:
         """Call ``Tasks.Wait``, unless it was called; for a task that has ended it returns at once."""
-        if pid in self.waited_pids:
+        task, call = self.tasks.get(key), (key, pid, self._incarnation_counts[key])
+        if call in self.waited:
             return
-        self.waited_pids.add(pid)
-        task = self.tasks.get(key)
+        self.waited.add(call)
         if key in self._silent_keys and (task is None or task.pid != pid):
             self.stream.append(TaskWaitResult(key, pid, ExitStatus(None, None)))
         elif key in self._silent_keys and task is not None and task.status is TaskStatus.STOPPED:
@@ -179,15 +182,22 @@ class ContainerdModel:
         """End the connection and drop the events in containerd's queue."""
         self.subscribed = False
         self.stream.clear()
-        self.ambiguous_pids.update(task.pid for task in self.tasks.values())
+        self.ambiguous.update((key, task.pid) for key, task in self.tasks.items())
         for event in self._resends:
-            self._add_ambiguous_pid(event)
+            self._add_ambiguous(event)
 
-    def add_queued_ambiguous_pids(self) -> None:
+    def add_queued_ambiguous(self) -> None:
         """Make the tasks of queued events ambiguous, because query results overtake the events."""
         for item in self.stream:
             if isinstance(item, DeliveredEvent):
-                self._add_ambiguous_pid(item.event)
+                self._add_ambiguous(item.event)
+
+    def may_have_started(self, process: Process) -> int:
+        """Return how many tasks of a pid have started, as far as an observer can know."""
+        key, pid = process
+        task = self.tasks.get(key)
+        running = task is not None and task.pid == pid and task.status not in (TaskStatus.CREATED, TaskStatus.STOPPED)
+        return running + sum(process in self.ambiguous or each.started for each in self.ended[process])
 
     def listing(self, meanwhile: Callable[[], None], *, with_metadata: bool) -> Listing:
         """List everything; ``meanwhile`` is called before each entry, so that the state can change in between."""
@@ -237,7 +247,7 @@ class ContainerdModel:
         """End all faults; events to be sent again arrive, unless they are lost."""
         while self._resends:
             self._resend()
-        self.faults = Faults(clock=self.faults.clock)
+        self.faults = Faults(clock=self.faults.clock, pids=self.faults.pids)
 
     def flip(self, probability: float) -> bool:
         return self.rng.random() < probability
@@ -285,12 +295,19 @@ class ContainerdModel:
         self._broadcast(ContainerDeleted(key, self._wall()))
 
     def _create_task(self, key: ContainerKey) -> None:
-        self._pid += 1
+        pid = self._next_pid(key)
         self._incarnation_counts[key] += 1
-        self.tasks[key] = TrueTask(self._pid)
+        self.tasks[key] = TrueTask(pid, self._incarnation_counts[key])
         if not self.subscribed:
-            self.ambiguous_pids.add(self._pid)
-        self._publish(TaskCreated(key, self._wall(), self._pid))
+            self.ambiguous.add((key, pid))
+        self._publish(TaskCreated(key, self._wall(), pid))
+
+    def _next_pid(self, key: ContainerKey) -> int:
+        if self._pids[key] and self.faults.pids == "returning" and self.flip(0.4):
+            return self.rng.choice(self._pids[key])
+        self._pid += 1
+        self._pids[key].append(self._pid)
+        return self._pid
 
     def _start(self, key: ContainerKey) -> None:
         task = self._set_status(key, TaskStatus.RUNNING, "started")
@@ -306,24 +323,19 @@ class ContainerdModel:
 
     def _set_status(self, key: ContainerKey, status: TaskStatus, transition_type: str) -> TrueTask:
         task = self.tasks[key]
-        task.status = status
+        task.status, task.started = status, True
         self.history.append(TrueTransition(transition_type, key, task.pid))
         return task
 
     def _oom(self, key: ContainerKey) -> None:
-        self._add_oom(self.tasks[key])
+        self.tasks[key].oom = True
         self._publish(TaskOOM(key, self._wall()))
-
-    def _add_oom(self, task: TrueTask) -> None:
-        task.oom = True
-        self.oom_pids.add(task.pid)
 
     def _exit(self, key: ContainerKey) -> None:
         status = self.rng.choice([0, 1, 137])
         task = self._stop(key, status)
         ooms = [] if self.flip(0.7) else [TaskOOM(key, self._wall())]
-        if ooms:
-            self._add_oom(task)
+        task.oom |= bool(ooms)
         self.history.append(TrueTransition("exited", key, task.pid, status, task.oom))
         self._publish(TaskExited(key, self._wall(), "", task.pid, status, task.exited_at))
         for oom in ooms:  # the shim sends both, in any order
@@ -333,7 +345,6 @@ class ContainerdModel:
 
     def _kill_unstarted(self, key: ContainerKey) -> None:
         task = self._stop(key, 137)
-        self.never_started_pids.add(task.pid)
         self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 
     def _lose_shim(self, key: ContainerKey) -> None:
@@ -348,9 +359,9 @@ class ContainerdModel:
     def _stop(self, key: ContainerKey, status: int) -> TrueTask:
         task = self.tasks[key]
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
-        self.exit_statuses[task.pid] = status
+        self.ended[key, task.pid].append(task)
         if key in self._silent_keys:
-            if self.subscribed and task.pid in self.waited_pids:
+            if self.subscribed and (key, task.pid, task.number) in self.waited:
                 self.stream.append(TaskWaitResult(key, task.pid, ExitStatus(status, task.exited_at)))
         elif self.faults.task_waits and self.subscribed and self.flip(0.5):
             exit_status = ExitStatus(status, task.exited_at) if self.flip(0.7) else ExitStatus(None, None)
@@ -374,11 +385,11 @@ class ContainerdModel:
         if self.faults.falling_silent and self.flip(0.05):
             self._silent_keys.add(event.key)
         if event.key in self._silent_keys or (self.faults.lost and self.flip(0.05)):
-            self._add_ambiguous_pid(event)
+            self._add_ambiguous(event)
             return
         down = not self.subscribed and self.flip(0.5)  # containerd is down as well: the shim tries again later
         if down or (self.faults.late and self.flip(0.15)):
-            self._add_ambiguous_pid(event)
+            self._add_ambiguous(event)
             self._resends.append(event)
             return
         self._broadcast(event)
@@ -388,10 +399,10 @@ class ContainerdModel:
             else:
                 self._resends.append(event)
 
-    def _add_ambiguous_pid(self, event: ContainerEvent) -> None:
+    def _add_ambiguous(self, event: ContainerEvent) -> None:
         """Make a task ambiguous: without its events in order, an observer may take an unstarted task for started."""
         if isinstance(event, (TaskCreated, TaskExited)):
-            self.ambiguous_pids.add(event.pid)
+            self.ambiguous.add((event.key, event.pid))
 
     def _resend(self) -> None:
         event = self._resends.pop(self.rng.randrange(len(self._resends)))

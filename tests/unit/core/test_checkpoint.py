@@ -17,6 +17,7 @@ from bridge.core import checkpoint
 from bridge.core.checkpoint import Checkpoint, CheckpointHeader, SourceId, StoredPosition
 from bridge.core.container_state import (
     ContainerState,
+    ExitedTask,
     ExitInfo,
     Incarnation,
     PendingExit,
@@ -129,6 +130,7 @@ FAULTS = {
 @given(rng=st.randoms(use_true_random=False), length=st.integers(1, 80))
 def test_incarnations_are_consistent_across_restarts(faults: Faults, clock: Any, rng: Random, length: int) -> None:
     harness = RestartingHarness(ContainerdModel(rng))
+    harness.ambiguous_times = clock != "steady" and (faults.late or faults.gaps or faults.lost)
     harness.connect()
     containerd = harness.containerd
     containerd.faults = Faults(**{**vars(faults), "clock": clock})
@@ -170,11 +172,40 @@ def test_checkpoint_restores_container_state() -> None:
     assert entry.incarnation is not None
     assert restored is not None
     entry.generation = 0
-    run = Running(9)  # not confirmed, and not watched from the start
-    entry.state = replace(entry.state, task=run, confirmed=False, last_change=0, created_pids=())
+    run = Running(9, since=NOW.wall, start_seen=True, confirmed=False)  # not confirmed, and not watched from the start
+    entry.state = replace(entry.state, task=run, last_change=0, created=())
     entry.published_metadata = entry.metadata  # the checkpoint does not distinguish them
     assert restored == entry
-    assert restored.state.exited_pids == (7, 8)
+    assert [each.pid for each in restored.state.exited] == [7, 8]
+
+
+def test_checkpoint_restores_runs_after_lost_exit_and_pid_cycle() -> None:
+    tracker = ImmediateTracker(BOOT_ID)
+    tracker.mark_synced(set())
+    tracker.update_metadata(make_metadata())
+    for seconds, events in enumerate([(TaskStarted, 9), (TaskStarted, 7)]):
+        kind, pid = events
+        at = NOW.wall + seconds
+        tracker.process_event(kind(WEB, at, pid), Instant(at, NOW.monotonic + seconds))
+        if pid == 9:
+            tracker.process_event(TaskExited(WEB, at, "", pid, 0, at), Instant(at, NOW.monotonic + seconds))
+    at = NOW.wall + 5
+    later = Instant(at, NOW.monotonic + 5)
+    for event in (
+        TaskCreated(WEB, at, 8),
+        TaskStarted(WEB, at, 8),
+        TaskOOM(WEB, at),
+        TaskExited(WEB, at, "", 8, 26, at),
+    ):
+        tracker.process_event(event, later)
+    restored = restore_tracker(save_changes(tracker))
+    transitions = restored.apply_task_state(WEB, None, LATER)
+    assert [(each.type, each.incarnation) for each in transitions] == [
+        ("exited", "5f3c9a1e-7-2"),
+        ("started", "5f3c9a1e-8-2"),
+        ("exited", "5f3c9a1e-8-2"),
+    ]
+    assert transitions[2].exit_info == ExitInfo(26, at, oom=True)
 
 
 def test_checkpoint_restores_pending_exit() -> None:
@@ -347,7 +378,11 @@ def test_checkpoint_of_previous_version_is_readable() -> None:
     running = {id_ for id_, entry in states.items() if entry.incarnation is not None}
     assert running == {"running", "paused", "preexisting"}
     assert [id_ for id_, entry in states.items() if entry.state.unknown] == ["unknown"]
-    assert (states["paused"].state.task, states["deleted"].state.exited_pids) == (Running(8, paused=True), (12,))
+    assert (states["paused"].state.task, states["deleted"].state.exited) == (
+        Running(8, paused=True),
+        (ExitedTask(12),),
+    )
+    assert (states["deleted"].last_pid, states["paused"].last_pid) == (12, 8)
     transitions = tracker.exit_all(LATER)
     exits: dict[str, list[str]] = {}
     for each in transitions:

@@ -47,6 +47,7 @@ def test_display_id_is_split_at_first_slash(text: str, key: ContainerKey) -> Non
 def test_incarnation_is_derived_from_boot_and_pid() -> None:
     boot = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
     assert incarnation_id(boot, 20786) == "5f3c9a1e-20786"
+    assert incarnation_id(boot, 46, 1) == "5f3c9a1e-46-2"
     assert len({incarnation_id(boot, 1), incarnation_id(boot, 2), incarnation_id("6" + boot[1:], 1)}) == 3
 
 

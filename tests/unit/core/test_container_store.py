@@ -33,7 +33,7 @@ def test_tombstone_is_revived_with_its_state() -> None:
     [
         {"metadata": make_metadata()},
         {"incarnation": Incarnation(5, "x-5", False, in_scope=True)},
-        {"state": TaskState(confirmed=False)},
+        {"state": TaskState(unknown=True)},
         {"state": TaskState(evidence=(PendingExit(5, exited(5, 1), 0),))},
     ],
     ids=["exists", "running", "unknown", "pending exit"],

@@ -186,7 +186,11 @@ def other_task_created(tracker: Tracker) -> None:
     tracker.process_event(created(6, 1), moment(1))
 
 
-@pytest.mark.parametrize("interrupt", [Tracker.disconnect, other_task_created])
+def connected(tracker: Tracker) -> None:
+    tracker.connect(moment(1))
+
+
+@pytest.mark.parametrize("interrupt", [Tracker.disconnect, other_task_created, connected])
 def test_oom_is_unknown_when_run_was_not_watched(interrupt: Callable[[Tracker], None]) -> None:
     tracker = running_tracker()
     interrupt(tracker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from bridge.core.container_state import ExitInfo
 from bridge.core.containerd_model import (
@@ -165,6 +166,13 @@ def test_reconcile_skips_namespace_when_listing_failed() -> None:
         pytest.param(
             [exited(5, 2), created(6, 2), started(6, 3)], task(5, TaskStatus.STOPPED), [], id="previous task is listed"
         ),
+        pytest.param([exited(5, 2)], task(5), [], id="listing is older than the exit, or the pid has returned"),
+        pytest.param(
+            [exited(5, 2), created(5, 3), started(5, 4)],
+            task(5, TaskStatus.STOPPED),
+            [],
+            id="previous task with the same pid is listed",
+        ),
     ],
 )
 def test_reconcile_queries_task_when_listing_contradicts_events(
@@ -180,7 +188,6 @@ def test_reconcile_queries_task_when_listing_contradicts_events(
 @pytest.mark.parametrize(
     ("window", "listed_task"),
     [
-        pytest.param([exited(5, 2)], task(5), id="listing is older than the exit"),
         pytest.param([exited(5, 2)], task(5, TaskStatus.STOPPED), id="exit in both"),
         pytest.param([exited(5, 2), created(6, 2), started(6, 3)], task(6), id="new incarnation in both"),
         pytest.param([ContainerUpdated(WEB, wall(2), "busybox", {})], task(5), id="only metadata changed"),
@@ -300,6 +307,24 @@ def test_reconcile_emits_exit_in_gap_with_previous_metadata() -> None:
     assert (start.type, start.pid, start.metadata) == ("started", 6, listed.containers[WEB])
 
 
+@pytest.mark.parametrize(
+    "listed_task", [None, task(5, TaskStatus.UNKNOWN), task(5)], ids=["none", "unknown", "same pid"]
+)
+def test_reconcile_ends_run_of_recreated_container_with_old_metadata(listed_task: Task | None) -> None:
+    tracker = tracker_after_gap()
+    recreated = make_metadata(labels={"tier": "new"}, created_at=wall(5), name="new")
+    listed = listing(*filter(None, [listed_task]), containers=[recreated])
+    end, *rest = reconcile(tracker, listed, moment(10))
+    assert (end.type, end.pid, end.metadata, end.incarnation) == ("exited", 5, make_metadata(), "5f3c9a1e-5")
+    expected = [("started", recreated, "5f3c9a1e-5-2")] if listed_task == task(5) else []
+    assert [(each.type, each.metadata, each.incarnation) for each in rest] == expected
+
+
+def test_reconcile_keeps_run_when_known_metadata_was_older() -> None:
+    tracker = tracker_after_gap()
+    assert merge(tracker, listing(task(5), containers=[make_metadata(created_at=wall(0.1))])) == []
+
+
 def test_reconcile_adds_container_recreated_after_old_deletion() -> None:
     tracker = synced_tracker()
     tracker.process_event(ContainerDeleted(WEB, wall(1)), moment(1))
@@ -347,8 +372,9 @@ def test_mismatch_found_when_listing_contradicts_incarnation(
 @pytest.mark.parametrize(
     ("listed_task", "expected"),
     [
-        (task(5), set()),
+        (task(5), {WEB}),
         (task(5, TaskStatus.STOPPED), set()),
+        (replace(task(5, TaskStatus.STOPPED), exited_at=wall(2)), {WEB}),
         (task(6), {WEB}),
         (task(6, TaskStatus.CREATED), set()),
         (task(9, key=DB), {DB}),

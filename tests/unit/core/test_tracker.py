@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.container_state import ExitInfo, TaskQuery
+from bridge.core.container_state import (
+    MAX_CREATED,
+    MAX_EVIDENCE,
+    MAX_EXITED,
+    ExitInfo,
+    TaskQuery,
+    Transition,
+)
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -78,6 +85,39 @@ def test_tracker_emits_every_transition_of_container_run() -> None:
     assert end.exit_info == ExitInfo(137, wall(5))
     assert step(tracker, deleted(5, 6)) == []
     assert tracker.next_due() is None
+
+
+def test_incarnations_differ_when_pid_returns() -> None:
+    tracker = synced_tracker()
+    ids = []
+    for number, pid in enumerate([46, 46, 50, 50, 46, 47]):
+        (start,) = tracker.process_event(started(pid, 10 * number + 1), moment(10 * number + 1)) or query_start(
+            tracker, pid, 10 * number + 2
+        )
+        (end,) = tracker.process_event(exited(pid, 10 * number + 5), moment(10 * number + 5))
+        assert start.incarnation == end.incarnation
+        ids.append(start.incarnation.removeprefix("5f3c9a1e-"))
+    assert ids == ["46", "46-2", "50-2", "50-3", "46-4", "47-4"]
+
+
+def query_start(tracker: Tracker, pid: int, seconds: float) -> list[Transition]:
+    """Return the transitions after the query of a task whose creation was not seen."""
+    (query,) = tracker.due_queries(moment(seconds))
+    return tracker.apply_query_result(query, task(pid), moment(seconds))
+
+
+def test_container_created_a_million_times_keeps_bounded_state() -> None:
+    tracker = synced_tracker()
+    for number in range(2000):
+        tracker.process_event(created(5 + number % 50, number), moment(number))
+        tracker.process_event(started(5 + number % 70, number), moment(number))
+        tracker.process_event(exited(5 + number % 90, number), moment(number))
+        tracker.process_event(ContainerCreated(WEB, wall(number), "busybox", "unknown"), moment(number))
+    entry = tracker.find(WEB)
+    assert entry is not None
+    assert len(entry.state.evidence) <= MAX_EVIDENCE
+    assert len(entry.state.created) <= MAX_CREATED
+    assert len(entry.state.exited) <= MAX_EXITED
 
 
 def test_exec_exit_emits_nothing() -> None:
@@ -305,7 +345,7 @@ def test_container_becomes_tombstone_when_deleted_and_exited() -> None:
     assert list(tracker.entries()) == []
     entry = tracker.find(WEB)
     assert entry is not None
-    assert list(entry.state.exited_pids) == [5]
+    assert [each.pid for each in entry.state.exited] == [5]
     assert step(tracker, started(5, 0.2), moment(3)) == []
     assert list(tracker.entries()) == []
     tracker.update_metadata(make_metadata())
@@ -332,7 +372,20 @@ def test_disconnect_clears_confirmations_and_queries() -> None:
     tracker.disconnect()
     assert tracker.next_due() is None
     (entry,) = tracker.entries()
-    assert (entry.state.confirmed, entry.generation, entry.created_pids) == (False, 0, ())
+    assert (entry.state.confirmed, entry.generation, entry.state.created) == (False, 0, ())
+
+
+def test_exit_all_publishes_runs_after_lost_exit() -> None:
+    tracker = tracker_with_container()
+    for event in (created(6, 1), started(6, 2), created(7, 3), started(7, 4)):
+        tracker.process_event(event, moment(4))
+    assert [each[0::2] for each in summarize(tracker.exit_all(moment(9)))] == [
+        ("exited", 5),
+        ("started", 6),
+        ("exited", 6),
+        ("started", 7),
+        ("exited", 7),
+    ]
 
 
 def test_exit_all_ends_every_incarnation_on_new_boot() -> None:

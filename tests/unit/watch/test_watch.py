@@ -55,6 +55,7 @@ async def test_exit_between_subscribe_and_listing_is_published() -> None:
     client = FakeEngineClient({WEB: 10})
 
     async def exit_web(_: str) -> None:
+        client.run(WEB, 10, TaskStatus.STOPPED)
         client.stream.put(exit_event(WEB, 10, 3))
 
     client.hooks["containers"] = exit_web
