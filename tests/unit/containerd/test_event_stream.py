@@ -153,7 +153,7 @@ async def test_event_stream_raises_after_buffered_events_on_disconnect(
 async def test_event_stream_raises_when_server_ends_stream(
     containerd: SimulatedContainerd, stream: ContainerdEventStream, golden: Golden
 ) -> None:
-    containerd.end_streams()
+    containerd.state.end_streams()
     with golden.error("containerd_errors", "event stream, orderly end", TransientError, containerd.address):
         await stream.batch()
 
