@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 import structlog
@@ -67,7 +67,10 @@ class Connection:
             lambda: state.event_queue.full,
             lambda: state.other_bridges.announcement(journal.encoder.epoch),
         )
-        self._exit_waits: set[tuple[ContainerKey, int]] = set()
+        self.unlisted_namespaces: set[str] = set()  # whose listing failed; their containers may have changed unseen
+        self.scope_outdated = False  # of the containers in these namespaces, because the filters have changed
+        self._exit_waits: set[tuple[ContainerKey, int]] = set()  # until their results are processed
+        self._exit_waits_by_key: Counter[ContainerKey] = Counter()
         self._closed = False  # items that are processed afterwards must not start calls
         self._checking_starts = False
         self._warned_of_clock = False
@@ -90,11 +93,16 @@ class Connection:
         await self.state.event_queue.wait_processed()
         return sent
 
-    def begin_following(self) -> None:
+    def begin_following(self, tasks: Iterable[Task]) -> None:
         """Publish transitions as they occur from now on: the first snapshot is complete, and is persisted next."""
         self.state.synced = True
-        self.wait_for_exits()
+        self.wait_for_exits(tasks)
         self.state.event_queue.wake()
+
+    def note_unlisted(self, namespaces: Collection[str], *, scope_outdated: bool) -> None:
+        """Note the namespaces that could not be listed: when they can be, the connection is synchronized again."""
+        self.unlisted_namespaces = set(namespaces)
+        self.scope_outdated = scope_outdated and bool(namespaces)
 
     def close(self) -> None:
         """End the subscription; the events that were received stay in the queue."""
@@ -221,7 +229,7 @@ class Connection:
         if isinstance(event, TaskStarted):
             entry = tracker.find(event.key)
             if entry is not None and event.pid not in entry.created_pids:  # no event has reported the creation
-                self._wait_for_exit(event.key)
+                self._wait_for_exit(event.key, event.pid)
 
     # --- calls to containerd, whose results are processed after the events received before them ---
 
@@ -256,7 +264,8 @@ class Connection:
                 state.tracker.query_failed(query)
             else:
                 transitions += state.tracker.apply_query_result(query, result, now)
-                self._wait_for_exit(query.key)
+                if result is not None:
+                    self._wait_for_exit(query.key, result.pid)
         if state.synced:
             state.ignored_events.starts_inferred(transitions)
         return transitions
@@ -284,21 +293,28 @@ class Connection:
     # send no events at all. A pending Tasks.Wait returns the exit status nevertheless; a call that comes too late
     # reports at least that the task is gone.
 
-    def wait_for_exits(self) -> None:
-        """Wait for the exits of all current tasks."""
-        for entry in self.state.tracker.entries():
-            self._wait_for_exit(entry.key)
+    def wait_for_exits(self, tasks: Iterable[Task]) -> None:
+        """Wait for the exits of the listed tasks."""
+        for task in tasks:
+            self._wait_for_exit(task.key, task.pid)
 
-    def _wait_for_exit(self, key: ContainerKey) -> None:
-        """Wait for the exit of a container's current task, unless that is known or waited for already."""
+    def _wait_for_exit(self, key: ContainerKey, pid: int) -> None:
+        """Wait for the exit of the task that containerd has just reported, if the tracked one is the same.
+
+        The call names the container only: for an older task, it would return the exit of the next one, whose creation
+        may have been received already.
+        """
         entry = self.state.tracker.find(key)
-        if entry is not None and (pid := entry.current_pid) and not entry.has_waited_exit(pid):
+        if entry is None or not pid or entry.current_pid != pid or entry.has_waited_exit(pid):
+            return
+        if not self._exit_waits_by_key[key]:
             self._wait_for_exit_of(key, pid)
 
     def _wait_for_exit_of(self, key: ContainerKey, pid: int) -> None:
         """Wait for a task's exit in the background, unless a wait is pending already or the limit is reached."""
         if not self._closed and (key, pid) not in self._exit_waits and len(self._exit_waits) < MAX_WAITS:
             self._exit_waits.add((key, pid))
+            self._exit_waits_by_key[key] += 1
             self._tasks.create_task(self._await_exit(key, pid))
 
     async def _await_exit(self, key: ContainerKey, pid: int) -> None:
@@ -308,10 +324,18 @@ class Connection:
                 lambda: state.client.wait_for_exit(key), clock=state.clock, backoff=WAIT_RETRIES
             )
         except BridgeError:
+            self._end_exit_wait(key, pid)
             return  # the exit event, the delete event or the audit reports the exit as well
-        finally:
-            self._exit_waits.discard((key, pid))
         result = ExitStatus(None, None) if exit_status is None else exit_status
-        state.event_queue.put_call(  # kept, because an exit is final
-            lambda: state.tracker.apply_wait_result(key, pid, result, state.clock.now()), keep=True
-        )
+
+        def apply() -> None:
+            self._end_exit_wait(key, pid)  # only now: another call would return the exit of the next task
+            state.tracker.apply_wait_result(key, pid, result, state.clock.now())
+
+        state.event_queue.put_call(apply, keep=True)  # kept, because an exit is final
+
+    def _end_exit_wait(self, key: ContainerKey, pid: int) -> None:
+        self._exit_waits.discard((key, pid))
+        self._exit_waits_by_key[key] -= 1
+        if not self._exit_waits_by_key[key]:
+            del self._exit_waits_by_key[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,48 @@ async def test_exit_status_is_kept_when_connection_is_lost() -> None:
         released.set()
         await running.wait_synced(2)
     assert [each["exit"]["status"] for each in running.documents if each["id"] == "web" and each["exit"]] == [7]
+
+
+async def test_exit_of_next_task_is_not_that_of_lost_one() -> None:
+    """Tasks.Wait names a container: it returns the exit of whichever task the container has."""
+    client = HookedClient({WEB: 10})
+    async with synced_watch(client) as running:
+
+        async def exit_next(_: str) -> None:
+            client.stream.put(TaskStarted(WEB, running.clock.now().wall, 20), exit_event(WEB, 20, 7))
+            await asyncio.sleep(1)
+
+        client.run(WEB, 20)
+        client.state.stop_without_event(WEB, 7)
+        client.hooks["tasks"] = exit_next
+        client.stream.end()
+        await running.wait_synced(2)
+    exits = [each for each in running.documents if each["type"] == "exited"]
+    assert {each["container"]["pid"]: each["exit"]["status"] for each in exits} == {10: None, 20: 7}
+
+
+async def test_exit_is_waited_for_once_while_outbox_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit that was made before the exit is processed after the next task has exited, too."""
+    client, writable = HookedClient({WEB: 10}), asyncio.Event()
+    async with synced_watch(client, audit_interval=30) as running:
+        await running.eventually(lambda: client.calls["wait_for_exit"] == 1)
+        append = running.outbox.append
+
+        async def hang(*args: Any) -> None:
+            await writable.wait()
+            await append(*args)
+
+        monkeypatch.setattr(running.outbox, "append", hang)
+        running.watch.request_snapshot("on_demand")
+        await asyncio.sleep(40)
+        client.state.stop_without_event(WEB, 137)
+        await asyncio.sleep(1)
+        client.run(WEB, 20)
+        client.state.stop_without_event(WEB, 7)
+        writable.set()
+        await running.eventually(lambda: "exited" in [each[0] for each in running.transitions])
+    exits = [each for each in running.documents if each["type"] == "exited"]
+    assert (exits[0]["container"]["pid"], exits[0]["exit"]["status"]) == (10, 137)
 
 
 async def test_audit_publishes_preexisting_container_found_by_query() -> None:

@@ -29,6 +29,7 @@ from tests.unit.watch.fakes import (
     HookedClient,
     exit_event,
     running_watch,
+    settings,
     start_events,
     synced_watch,
 )
@@ -151,6 +152,48 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
     assert (snapshot["failed"], snapshot["partial"]) == (["shop"], True)
     assert ("exited", "inferred", "shop/db") not in running.transitions
     assert running.transitions.count(("present", "snapshot", "shop/db")) == 2
+
+
+async def test_failed_namespace_is_synchronized_when_it_can_be_listed() -> None:
+    client, busy = HookedClient({WEB: 10, DB: 11}), False
+
+    async def fail(namespace: str) -> None:
+        if busy and namespace == "shop":
+            raise TransientError("busy")
+
+    client.hooks["containers"] = fail
+    async with synced_watch(client, first_audit_delay=30) as running:
+        busy = True
+        client.state.container(DB).labels["nerdctl/name"] = "new-name"
+        client.stream.end()
+        await running.wait_synced(2)
+        busy = False
+        await running.wait_synced(3)
+        await asyncio.sleep(700)
+    assert [(each["reason"], each["failed"]) for each in running.snapshots()] == [
+        ("start", []),
+        ("reconnect", ["shop"]),
+        ("audit", []),
+    ]
+    names = [each["container"]["name"] for each in running.documents if each["id"] == "shop/db"]
+    assert names == ["db", "db", "new-name"]
+
+
+async def test_failed_namespace_gets_changed_filters_later() -> None:
+    client, busy = HookedClient({WEB: 10, DB: 11}), True
+
+    async def fail(namespace: str) -> None:
+        if busy and namespace == "shop":
+            raise TransientError("busy")
+
+    async with synced_watch(client, first_audit_delay=30) as running:
+        client.hooks["containers"] = fail
+        client.out_of_scope = {DB.id}
+        running.watch.reload(settings(filter_fingerprint="other"))
+        await running.wait_synced(2)
+        busy = False
+        await running.wait_synced(3)
+    assert [each["containers"] for each in running.snapshots()] == [2, 2, 1]
 
 
 async def test_audit_publishes_lost_events() -> None:
