@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import grpc
@@ -32,16 +32,22 @@ _NO_METADATA = grpc.aio.Metadata()
 
 
 class InProcessStream(ContainerdEventStream):
-    """A subscription of the state's events, without a thread; nothing is returned while it is `held`."""
+    """A subscription of the state's events, without a thread; nothing is returned while it is `held`.
 
-    def __init__(self, state: State, *, buffer_events: int = 1_000_000) -> None:
+    containerd does not confirm a subscription: it begins after ``delay`` seconds.
+    """
+
+    def __init__(self, state: State, *, delay: float = 0, buffer_events: int = 1_000_000) -> None:
         self.closed = self.held = False
         self._events: list[Event] = []
         self._error: TransientError | None = None
         self._changed = asyncio.Event()
         self._buffer_events = buffer_events
         self._listeners = state.listeners
-        self._listeners.append(self._on_envelope)
+        if delay:
+            asyncio.get_running_loop().call_later(delay, self._subscribe_listener)
+        else:
+            self._subscribe_listener()
 
     def put(self, *events: Event) -> None:
         """Receive events, also such as containerd would not send now."""
@@ -57,6 +63,11 @@ class InProcessStream(ContainerdEventStream):
         self._error = self._error or error or TransientError("stream ended")
         self._changed.set()
         self._unsubscribe()
+
+    @property
+    def backlog(self) -> int:
+        """Return the number of events that were not taken yet."""
+        return len(self._events)
 
     async def batch(self) -> Sequence[Event]:
         while self.held or not self._events:
@@ -80,15 +91,22 @@ class InProcessStream(ContainerdEventStream):
         else:
             self.put(decode.event(envelope.SerializeToString()))
 
+    def _subscribe_listener(self) -> None:
+        if not self.closed and self._error is None:
+            self._listeners.append(self._on_envelope)
+
     def _unsubscribe(self) -> None:
         if self._on_envelope in self._listeners:
             self._listeners.remove(self._on_envelope)
 
 
 class InProcessConnection(Connection):
-    """Calls the simulated containerd; responses pass through their wire format, and errors through the translation."""
+    """Calls the simulated containerd; responses pass through their wire format, and errors through the translation.
 
-    broken = False
+    ``killed``: the process of the client was killed, so that nothing happens any more.
+    """
+
+    broken = killed = False
 
     def __init__(self, containerd: SimulatedContainerd, clock: Clock) -> None:
         self._containerd = containerd
@@ -96,6 +114,8 @@ class InProcessConnection(Connection):
         self._path = containerd.address
 
     async def call(self, method: Method[R], request: Message, namespace: str, seconds: float) -> R:
+        if self.killed:
+            await asyncio.Event().wait()
         with self._translate_errors(method):
             raw = await self._within(seconds, self._containerd.call(method.path, request, namespace))
             return method.response_type.FromString(raw)
@@ -137,14 +157,22 @@ class InProcessClient(ContainerdClient):
         rules: LabelRules | None = None,
         *,
         container_filter: ContainerPredicate = match_all,
+        subscription_delay: Callable[[], float] = lambda: 0,
     ) -> None:
         super().__init__(containerd.address, rules or LabelRules.keep_all(), container_filter=container_filter)
         self.containerd = containerd
-        self._connection = InProcessConnection(containerd, clock)
+        self._subscription_delay = subscription_delay
+        self._connection: InProcessConnection = InProcessConnection(containerd, clock)
 
     async def subscribe(self) -> InProcessStream:
-        self.stream = InProcessStream(self.containerd.state)
+        self.stream = InProcessStream(self.containerd.state, delay=self._subscription_delay())
         return self.stream
+
+    def kill(self) -> None:
+        """End the process of the client."""
+        self._connection.killed = True
+        if hasattr(self, "stream"):
+            self.stream.close()
 
     async def _connect(self) -> Peer:
         if self.containerd.down:

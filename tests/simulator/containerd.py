@@ -210,7 +210,7 @@ class SimulatedContainerd:
 
     async def _tasks(self, _: object, namespace: str) -> Message:
         response = tasks_pb2.ListTasksResponse()
-        for container in self.state.namespaces.get(namespace, {}).values():
+        for container in list(self.state.namespaces.get(namespace, {}).values()):
             key = ContainerKey(namespace, container.id)
             if container.task is None or key in self.faults.unlisted_tasks:
                 continue
