@@ -193,8 +193,10 @@ def _find_run(world: World, record: Document) -> TrueRun | None:
 def check_state(world: World) -> Iterator[str]:
     """The state that consumers derive from the records is what containerd lists; names and labels are current."""
     for broker, before in zip(world.brokers, world.stored_before_snapshot, strict=True):
-        for records, length in ((broker.stored[:before], 2), (broker.stored, 4)):
-            if length == 2 and broker.rejected:
+        # Known limit: after the clock was set back, metadata of a new container may look older than the last one's.
+        last_length = 2 if world.clock_stepped else 4
+        for records, length in ((broker.stored[:before], 2), (broker.stored, last_length)):
+            if records is not broker.stored and broker.rejected:
                 continue  # the state may be wrong until the next snapshot
             yield from _check_state(world, broker, records, length)
 
