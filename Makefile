@@ -21,6 +21,11 @@ run: setup ## publish events of the local containerd, or of a private one, to st
 test: setup testbed ## run all tests, with real containerd, Kafka and NATS (repeated faults at a reduced count)
 	$(BIN)/pytest --numprocesses 3 --dist worksteal $(ARGS)
 
+.PHONY: simulate
+SEEDS ?= 2000
+simulate: setup ## run SEEDS random histories of a host with faults in virtual time, on all cores
+	$(BIN)/python -m tests.simulator --seeds $(SEEDS) $(ARGS)
+
 test-long: export WHALEBRIDGE_TEST_SCALE = full
 test-long: test ## run all tests at the full count: hundreds of kills, brokers down for minutes
 

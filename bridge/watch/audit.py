@@ -18,6 +18,7 @@ from bridge.core.time import MILLISECOND, SECOND, from_seconds, to_seconds
 from bridge.watch.follow import Connection
 from bridge.watch.listing import list_containers, query_tasks
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotResult
+from bridge.watch.sync import synchronize
 
 EVENT_DELAY_SECONDS = 2.0  # wait for an event in flight, because shims publish after they change state
 MIN_OVERFLOW_PAUSE_NS, MAX_OVERFLOW_PAUSE_NS = 30 * SECOND, 240 * SECOND
@@ -71,12 +72,16 @@ class Auditor:
         state, settings, tracker = self._state, self._state.settings, self._state.tracker
         filters_changed = gap.reason == "filters_changed"
         listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
+        if self._connection.unlisted_namespaces - set(listing.failed):
+            await synchronize(self._connection, "audit")
+        if filters_changed:
+            self._connection.note_unlisted(listing.failed, scope_outdated=True)
         keys = find_mismatches(tracker, listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
             keys &= find_mismatches(tracker, listing)
-        queries = [tracker.make_query(key) for key in keys]
-        metadata = await self._fetch_missing_metadata(keys - listing.containers.keys())
+        queries = [tracker.make_query(key) for key in sorted(keys)]
+        metadata = await self._fetch_missing_metadata(sorted(keys - listing.containers.keys()))
         results = await query_tasks(state.client, [query.key for query in queries], self._connection.query_semaphore)
         paired = list(zip(queries, results, strict=True))
 
@@ -111,7 +116,7 @@ class Auditor:
 
     def _publish(self, gap: Gap, listing: Listing, repairs: list[Transition], request: SnapshotRequest | None) -> None:
         """Publish the repairs, or the requested or periodic snapshot."""
-        self._connection.wait_for_exits()
+        self._connection.wait_for_exits(listing.tasks.values())
         count = self._journal.complete_listing(gap, listing, repairs, forced=gap.reason != "audit")
         if count is not None:
             _log.info("snapshot_published", reason=gap.reason, containers=count, repairs=len(repairs))

@@ -4,11 +4,15 @@ One ``Tasks.Wait`` call is kept open for each task, from the creation of the tas
 of a container that is removed as soon as it exits: the shim is shut down before it publishes the event. Some shims send
 no events at all. A pending ``Tasks.Wait`` returns the exit status nevertheless; a call that comes too late reports at
 least that the task is gone.
+
+A call names the container only: for an older task, it would return the exit of the next one. So a call is made for a
+task that containerd has just reported, and a wait ends when its result is processed, not when the call returns.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -28,13 +32,23 @@ class ExitWaits:
     Args:
         calls: The calls to containerd; closed with the waits.
         report: Called with the container, pid and exit status of each task that has exited, and of each that is gone.
+            ``remove`` must follow when that is processed.
+        is_replaced: Whether another task is known to have taken the place of a container's task with this pid.
     """
 
-    def __init__(self, calls: WaitCalls, clock: Clock, report: Callable[[ContainerKey, int, ExitStatus], None]) -> None:
+    def __init__(
+        self,
+        calls: WaitCalls,
+        clock: Clock,
+        report: Callable[[ContainerKey, int, ExitStatus], None],
+        is_replaced: Callable[[ContainerKey, int], bool],
+    ) -> None:
         self._calls = calls
         self._clock = clock
         self._report = report
-        self._waits: dict[tuple[ContainerKey, int], _Wait] = {}
+        self._is_replaced = is_replaced
+        self._waits: dict[tuple[ContainerKey, int], _Wait] = {}  # until their results are processed
+        self._counts: Counter[ContainerKey] = Counter()
         self._repeats: Schedule[tuple[ContainerKey, int]] = Schedule()  # of failed calls
         self._changed = asyncio.Event()
         self._closed = False
@@ -43,7 +57,19 @@ class ExitWaits:
         """Wait for a task's exit, unless that is waited for already."""
         if not self._closed and (key, pid) not in self._waits:
             self._waits[key, pid] = _Wait(self, key, pid)
+            self._counts[key] += 1
             self._call(key, pid)
+
+    def has_any(self, key: ContainerKey) -> bool:
+        """Return whether the exit of a container's task, whichever it is, is waited for."""
+        return key in self._counts
+
+    def remove(self, key: ContainerKey, pid: int) -> None:
+        """End a wait: its result is processed, or unwanted."""
+        del self._waits[key, pid]
+        self._counts[key] -= 1
+        if not self._counts[key]:
+            del self._counts[key]
 
     async def repeat_failed(self) -> None:
         """Repeat failed calls, with growing delays, without end."""
@@ -54,7 +80,10 @@ class ExitWaits:
                     await self._changed.wait()
             self._changed.clear()
             for key, pid in self._repeats.pop_due(self._now()):
-                self._call(key, pid)
+                if self._is_replaced(key, pid):
+                    self.remove(key, pid)
+                else:
+                    self._call(key, pid)
 
     def close(self) -> None:
         """End all calls, and report no more results."""
@@ -78,7 +107,6 @@ class ExitWaits:
             self._repeats.add((wait.key, wait.pid), now + round(delay * SECOND))
             self._changed.set()
         else:
-            del self._waits[wait.key, wait.pid]
             self._report(wait.key, wait.pid, ExitStatus(None, None) if result is None else result)
 
 

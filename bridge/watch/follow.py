@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 import structlog
@@ -65,7 +65,9 @@ class Connection:
             lambda: state.event_queue.full,
             lambda: state.second_bridges.announcement(journal.encoder.epoch),
         )
-        self._exit_waits = ExitWaits(state.client.wait_calls(), state.clock, self._report_exit)
+        self._exit_waits = ExitWaits(state.client.wait_calls(), state.clock, self._report_exit, self._is_replaced)
+        self.unlisted_namespaces: set[str] = set()  # whose listing failed; their containers may have changed unseen
+        self.scope_outdated = False  # of the containers in these namespaces, because the filters have changed
         self._checking_starts = False
         self._warned_of_clock = False
 
@@ -87,11 +89,16 @@ class Connection:
         await self.state.event_queue.wait_processed()
         return sent
 
-    def begin_following(self) -> None:
+    def begin_following(self, tasks: Iterable[Task]) -> None:
         """Publish transitions as they occur from now on: the first snapshot is complete, and is persisted next."""
         self.state.synced = True
-        self.wait_for_exits()
+        self.wait_for_exits(tasks)
         self.state.event_queue.wake()
+
+    def note_unlisted(self, namespaces: Collection[str], *, scope_outdated: bool) -> None:
+        """Note the namespaces that could not be listed: when they can be, the connection is synchronized again."""
+        self.unlisted_namespaces = set(namespaces)
+        self.scope_outdated = scope_outdated and bool(namespaces)
 
     def close(self) -> None:
         """End the subscription; the events that were received stay in the queue."""
@@ -218,7 +225,7 @@ class Connection:
         if isinstance(event, TaskStarted):
             entry = tracker.find(event.key)
             if entry is not None and entry.state.find_created(event.pid) is None:  # no event has reported the creation
-                self._wait_for_exit(event.key)
+                self._wait_for_exit(event.key, event.pid)
 
     # --- calls to containerd, whose results are processed after the events received before them ---
 
@@ -253,7 +260,8 @@ class Connection:
                 state.tracker.query_failed(query)
             else:
                 transitions += state.tracker.apply_query_result(query, result, now)
-                self._wait_for_exit(query.key)
+                if result is not None:
+                    self._wait_for_exit(query.key, result.pid)
         if state.synced:
             state.ignored_events.starts_inferred(transitions)
         return transitions
@@ -276,22 +284,29 @@ class Connection:
 
     # --- waits for exits ---
 
-    def wait_for_exits(self) -> None:
-        """Wait for the exits of all current tasks."""
-        for entry in self.state.tracker.entries():
-            self._wait_for_exit(entry.key)
+    def wait_for_exits(self, tasks: Iterable[Task]) -> None:
+        """Wait for the exits of the listed tasks."""
+        for task in tasks:
+            self._wait_for_exit(task.key, task.pid)
 
-    def _wait_for_exit(self, key: ContainerKey) -> None:
-        """Wait for the exit of a container's current task, unless that is known or waited for already."""
+    def _wait_for_exit(self, key: ContainerKey, pid: int) -> None:
+        """Wait for the exit of the task that containerd has just reported, if the tracked one is the same."""
         entry = self.state.tracker.find(key)
-        if entry is not None and (pid := entry.current_pid) and not entry.has_waited_exit(pid):
+        if entry is None or not pid or entry.current_pid != pid or entry.has_waited_exit(pid):
+            return
+        if not self._exit_waits.has_any(key):
             self._exit_waits.add(key, pid)
+
+    def _is_replaced(self, key: ContainerKey, pid: int) -> bool:
+        entry = self.state.tracker.find(key)
+        return entry is not None and entry.current_pid not in (0, pid)
 
     def _report_exit(self, key: ContainerKey, pid: int, exit_status: ExitStatus) -> None:
         self.state.event_queue.put_call(lambda: self._apply_wait(key, pid, exit_status), keep=True)  # an exit is final
 
     def _apply_wait(self, key: ContainerKey, pid: int, exit_status: ExitStatus) -> None:
         """Apply an exit; the next task may have got the same pid while the wait was pending."""
+        self._exit_waits.remove(key, pid)
         self.state.tracker.apply_wait_result(key, pid, exit_status, self.state.clock.now())
         if exit_status.exited_at is not None:
-            self._wait_for_exit(key)
+            self._wait_for_exit(key, pid)

@@ -40,13 +40,16 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     """
     state, journal, settings = connection.state, connection.journal, connection.state.settings
     since = state.watermark_at
+    state.synced = False  # also if a connection is synchronized again
 
     await connection.pass_marker()  # low watermark
     gap = Gap(reason, since, state.clock.now().wall)
     listing = await list_containers(state.client, state.clock, settings)
     watermark = await connection.pass_marker()  # high watermark
 
-    if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:
+    filters_changed = connection.scope_outdated
+    if journal.header.filter_fingerprint != settings.filter_fingerprint:
+        filters_changed = True
         journal.apply_filters(settings.filter_fingerprint)
     journal.publish(reconcile(state.tracker, listing, state.clock.now(), filters_changed=filters_changed))
     state.event_queue.mark_known(listing.containers)
@@ -55,7 +58,8 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
             break
         await connection.query(queries)
 
+    connection.note_unlisted(listing.failed, scope_outdated=filters_changed)
     count = journal.complete_listing(gap, listing, [], forced=True)
     state.advance_watermark(watermark)
-    connection.begin_following()
+    connection.begin_following(listing.tasks.values())
     _log.info("synced", reason=reason, containers=count, namespaces=len(listing.namespaces), failed=listing.failed)

@@ -51,7 +51,7 @@ async def measure(path: str, waits: int) -> float:
     """Return the KiB of one wait."""
     async with ContainerdClient(path, LabelRules.keep_all()) as client:
         await client.engine()
-        exit_waits = ExitWaits(client.wait_calls(), SystemClock(), lambda *_: None)
+        exit_waits = ExitWaits(client.wait_calls(), SystemClock(), lambda *_: None, lambda *_: False)
         tasks = keys(waits)
         gc.collect()
         before = resident_kib()

@@ -1,1 +1,1 @@
-"""Simulator of containerd for faults that a real one does not produce on demand; contract tests keep it accurate."""
+"""Simulator of containerd, kept accurate by contract tests, and of a whole host with faults in virtual time."""

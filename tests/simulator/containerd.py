@@ -9,15 +9,16 @@ import asyncio
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 from google.protobuf.message import Message
 
+from bridge.containerd import methods
 from bridge.containerd.protos import (
     containers_pb2,
     events_pb2,
@@ -40,41 +41,103 @@ VERSIONS = {"1.6": "1.6.20~ds1", "2.4": "2.4.2+unknown"}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, str], Awaitable[Message | bytes]]
+Streaming = Callable[[Any, str], AsyncIterator[bytes]]
+_REQUESTS: dict[str, type[Message]] = {  # of the methods whose requests have fields
+    methods.CONTAINER.path: containers_pb2.GetContainerRequest,
+    methods.TASK.path: tasks_pb2.GetRequest,
+    methods.WAIT.path: tasks_pb2.WaitRequest,
+    methods.PUBLISH.path: events_pb2.PublishRequest,
+    methods.SUBSCRIBE.path: events_pb2.SubscribeRequest,
+}
 
 
 class SimulatedContainerd:
-    """A simulated containerd of ``version`` at the socket path ``address``; as a context manager, it is started."""
+    """A simulated containerd of ``version``; as a context manager, it serves gRPC on a socket at the path ``address``.
 
-    def __init__(self, address: str | Path, version: str = "2.4") -> None:
+    ``tests/simulator/client.py`` is a client without gRPC, which needs no socket.
+    """
+
+    def __init__(self, address: str | Path = "/run/c.sock", version: str = "2.4", state: State | None = None) -> None:
         self.address = str(address)
         self.version = version
-        self.id = str(uuid.uuid4())
-        self.state = State()
+        self.id = str(uuid.uuid4()) if state is None else "engine-1"
+        self.state = State() if state is None else state
         self.faults = Faults()
         self.calls: list[str] = []
+        self.down = False
+        self.calls_in_flight: dict[asyncio.Future[Any], None] = {}  # of clients in the same process
         self._server: grpc.aio.Server | None = None
-        self._subscriptions: set[asyncio.Queue[Envelope | None]] = set()
+        self._handlers: dict[str, Unary | Streaming] = {
+            methods.VERSION.path: self._version,
+            methods.SERVER.path: self._server_id,
+            methods.HEALTH.path: self._health,
+            methods.NAMESPACES.path: self._namespaces,
+            methods.CONTAINER.path: self._container,
+            methods.CONTAINERS.path: self._containers,
+            methods.CONTAINERS_STREAM.path: self._containers_stream,
+            methods.TASK.path: self._task,
+            methods.TASKS.path: self._tasks,
+            methods.WAIT.path: self._wait,
+            methods.PUBLISH.path: self._publish,
+            methods.SUBSCRIBE.path: self._subscribe,
+        }
+
+    # --- the services, on any transport ---
+
+    async def call(self, path: str, request: Any, namespace: str) -> bytes:
+        """Serve a unary call of the method at ``path``; the request is decoded already."""
+        name = await self._begin_call(path, namespace)
+        response: Message | bytes = await cast(Unary, self._handlers[path])(request, namespace)
+        self.faults.hooks.get(name, _no_op)()
+        if name in self.faults.unreadable_responses:
+            return b"\xff"
+        return response if isinstance(response, bytes) else response.SerializeToString()
+
+    async def stream(self, path: str, request: Any, namespace: str) -> AsyncIterator[bytes]:
+        """Serve a call that returns a stream."""
+        await self._begin_call(path, namespace)
+        async for message in cast(Streaming, self._handlers[path])(request, namespace):
+            yield message
+
+    async def _begin_call(self, path: str, namespace: str) -> str:
+        """Count a call, and apply the faults; return its name, as in ``Tasks.List``."""
+        name = path.rpartition(".")[2].replace("/", ".")
+        self.calls.append(name)
+        if self.down:
+            raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "connection refused")
+        for method in (name, ALL):
+            if method in self.faults.hanging:
+                await self.faults.hanging[method].wait()
+            for scope in (namespace, ALL):
+                if (method, scope) in self.faults.errors:
+                    raise self.faults.errors[method, scope]
+        return name
+
+    def disconnect(self) -> None:
+        """End all streams, and the calls in flight of clients in the same process, as if containerd were killed."""
+        self.state.end_streams()
+        for call in list(self.calls_in_flight):
+            call.cancel()
+
+    # --- the socket ---
 
     async def start(self) -> None:
         """Listen on a new socket."""
         self._server = grpc.aio.server(options=[("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
-        for service, methods in self._services().items():
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+        for path in self._handlers:
+            service, name = path[1:].split("/")
+            handlers = {name: self._rpc_handler(path)}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         self._server.add_insecure_port(f"unix:{self.address}")
         await self._server.start()
-
-    def end_streams(self) -> None:
-        """End all subscriptions."""
-        for queue in self._subscriptions:
-            queue.put_nowait(None)
 
     async def stop(self) -> None:
         """Stop as if killed; the state is kept."""
         server, self._server = self._server, None
         if server is not None:
             self.faults.release()
-            self.end_streams()
-            await eventually_async(lambda: not self._subscriptions)
+            self.state.end_streams()
+            await eventually_async(lambda: not self.state.listeners)
             await server.stop(None)
             with suppress(FileNotFoundError):
                 os.unlink(self.address)
@@ -93,72 +156,24 @@ class SimulatedContainerd:
     ) -> None:
         await self.stop()
 
-    # --- services ---
-
-    def _services(self) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
-        return {
-            "containerd.services.version.v1.Version": {"Version": self._unary("Version.Version", None, self._version)},
-            "containerd.services.introspection.v1.Introspection": {
-                "Server": self._unary("Introspection.Server", None, self._server_id)
-            },
-            "grpc.health.v1.Health": {"Check": self._unary("Health.Check", None, self._health)},
-            "containerd.services.namespaces.v1.Namespaces": {
-                "List": self._unary("Namespaces.List", None, self._namespaces)
-            },
-            "containerd.services.containers.v1.Containers": {
-                "Get": self._unary("Containers.Get", containers_pb2.GetContainerRequest, self._container),
-                "List": self._unary("Containers.List", None, self._containers),
-                "ListStream": self._streaming("Containers.ListStream", None, self._containers_stream),
-            },
-            "containerd.services.tasks.v1.Tasks": {
-                "Get": self._unary("Tasks.Get", tasks_pb2.GetRequest, self._task),
-                "List": self._unary("Tasks.List", None, self._tasks),
-                "Wait": self._unary("Tasks.Wait", tasks_pb2.WaitRequest, self._wait),
-            },
-            "containerd.services.events.v1.Events": {
-                "Publish": self._unary("Events.Publish", events_pb2.PublishRequest, self._publish),
-                "Subscribe": self._streaming("Events.Subscribe", events_pb2.SubscribeRequest, self._subscribe),
-            },
-        }
-
-    def _unary(self, name: str, request: type[Message] | None, handler: Unary) -> grpc.RpcMethodHandler[Any, Any]:
-        async def handle(request_message: Any, context: Context) -> bytes:
+    def _rpc_handler(self, path: str) -> grpc.RpcMethodHandler[Any, Any]:
+        async def call(request: Any, context: Context) -> bytes:
             try:
-                namespace = await self._begin_call(name, context)
-                response = await handler(request_message, namespace)
+                return await self.call(path, request, _namespace(context))
             except SimulatedRpcError as error:
                 await context.abort(error.code, error.details)
-            self.faults.hooks.get(name, _no_op)()
-            if name in self.faults.unreadable_responses:
-                return b"\xff"
-            return response if isinstance(response, bytes) else response.SerializeToString()
 
-        return grpc.unary_unary_rpc_method_handler(handle, request and request.FromString)
-
-    def _streaming(
-        self, name: str, request: type[Message] | None, handler: Callable[[Any, str], AsyncIterator[bytes]]
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        async def handle(request_message: Any, context: Context) -> AsyncIterator[bytes]:
+        async def stream(request: Any, context: Context) -> AsyncIterator[bytes]:
             try:
-                namespace = await self._begin_call(name, context)
-                async for message in handler(request_message, namespace):
+                async for message in self.stream(path, request, _namespace(context)):
                     yield message
             except SimulatedRpcError as error:
                 await context.abort(error.code, error.details)
 
-        return grpc.unary_stream_rpc_method_handler(handle, request and request.FromString)
-
-    async def _begin_call(self, name: str, context: Context) -> str:
-        """Count a call, apply the faults, and return the call's namespace."""
-        self.calls.append(name)
-        namespace = dict(context.invocation_metadata() or ()).get("containerd-namespace", "")
-        for method in (name, ALL):
-            if method in self.faults.hanging:
-                await self.faults.hanging[method].wait()
-            for scope in (str(namespace), ALL):
-                if (method, scope) in self.faults.errors:
-                    raise self.faults.errors[method, scope]
-        return str(namespace)
+        decode = _REQUESTS[path].FromString if path in _REQUESTS else None
+        if path in (methods.CONTAINERS_STREAM.path, methods.SUBSCRIBE.path):
+            return grpc.unary_stream_rpc_method_handler(stream, decode)
+        return grpc.unary_unary_rpc_method_handler(call, decode)
 
     # --- version, identity, health ---
 
@@ -195,7 +210,7 @@ class SimulatedContainerd:
 
     async def _tasks(self, _: object, namespace: str) -> Message:
         response = tasks_pb2.ListTasksResponse()
-        for container in self.state.namespaces.get(namespace, {}).values():
+        for container in list(self.state.namespaces.get(namespace, {}).values()):
             key = ContainerKey(namespace, container.id)
             if container.task is None or key in self.faults.unlisted_tasks:
                 continue
@@ -236,22 +251,15 @@ class SimulatedContainerd:
     async def _subscribe(self, request: events_pb2.SubscribeRequest, _: str) -> AsyncIterator[bytes]:
         matches = _parse_filters(request)
         queue: asyncio.Queue[Envelope | None] = asyncio.Queue()  # unbounded, as in containerd
-        with self._subscribed(queue):
+        self.state.listeners.append(queue.put_nowait)
+        try:
             while (envelope := await queue.get()) is not None:
                 if matches(envelope.topic):
                     yield envelope.SerializeToString()
+        finally:
+            self.state.listeners.remove(queue.put_nowait)
         if self._server is None:
             raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the simulator is stopping")
-
-    @contextmanager
-    def _subscribed(self, queue: asyncio.Queue[Envelope | None]) -> Iterator[None]:
-        self._subscriptions.add(queue)
-        self.state.listeners.add(queue.put_nowait)
-        try:
-            yield
-        finally:
-            self._subscriptions.discard(queue)
-            self.state.listeners.discard(queue.put_nowait)
 
 
 def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool]:
@@ -260,6 +268,10 @@ def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool
     if len(patterns) != len(request.filters):
         raise SimulatedRpcError(grpc.StatusCode.INVALID_ARGUMENT, f"unsupported filters: {request.filters}")
     return lambda topic: not patterns or any(pattern.search(topic) for pattern in patterns)
+
+
+def _namespace(context: Context) -> str:
+    return str(dict(context.invocation_metadata() or ()).get(methods.NAMESPACE_HEADER, ""))
 
 
 def _no_op() -> None:

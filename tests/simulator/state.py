@@ -79,7 +79,7 @@ class SimulatedContainer:
 
 
 class State:
-    """Containers by namespace, the listeners to events, and a counter of pids, which never repeat.
+    """Containers by namespace, the listeners to events (None ends their streams), and a counter of pids.
 
     ``dropped_topics`` are the topics of events that the shims do not send.
     """
@@ -87,7 +87,7 @@ class State:
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
         self.now = now
         self.namespaces: dict[str, dict[str, SimulatedContainer]] = {}
-        self.listeners: set[Callable[[Envelope], None]] = set()
+        self.listeners: list[Callable[[Envelope | None], None]] = []
         self.dropped_topics: set[str] = set()
         self._pids = itertools.count(10_000)
 
@@ -204,8 +204,17 @@ class State:
             return
         envelope = Envelope(namespace=namespace, topic=topic, event={"type_url": type_url, "value": value})
         envelope.timestamp.CopyFrom(stamp(type(envelope.timestamp), self.now()))
+        self.send(envelope)
+
+    def send(self, envelope: Envelope) -> None:
+        """Send an event to all listeners."""
         for listener in list(self.listeners):
             listener(envelope)
+
+    def end_streams(self) -> None:
+        """End the streams of all listeners."""
+        for listener in list(self.listeners):
+            listener(None)
 
     # --- lookups, with containerd's error messages ---
 

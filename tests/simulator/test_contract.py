@@ -1,4 +1,4 @@
-"""The contract: behavior that the simulator and real containerds share, observed through the client and its stream."""
+"""The contract: behavior that both faces of the simulator and real containerds share, seen by client and stream."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from bridge.core.containerd_model import (
 from bridge.core.errors import TransientError
 from bridge.core.label_rules import LabelRules
 from bridge.stream_markers import read_to_marker
+from tests.simulator.client import InProcessClient, InProcessConnection
 from tests.simulator.containerd import VERSIONS, SimulatedContainerd
 from tests.simulator.drivers import Driver, RealDriver, SimulatedDriver
 from tests.simulator.state import IMAGE, KILLED, RUNTIME
@@ -92,6 +93,12 @@ class Contract:
     async def client(self, driver: Driver) -> AsyncIterator[ContainerdClient]:
         async with ContainerdClient(driver.address, LabelRules.keep_all()) as client:
             yield client
+
+    @pytest.fixture
+    async def connection(self, driver: Driver) -> AsyncIterator[Connection]:
+        connection = Connection(driver.address)
+        yield connection
+        await connection.close()
 
     async def test_engine_returns_stable_identity(self, driver: Driver, client: ContainerdClient) -> None:
         engine = await client.engine()
@@ -232,16 +239,16 @@ class Contract:
             assert not [event for event in events if isinstance(event, Ignored | Undecodable)]
         assert methods.MARKER_NAMESPACE not in await client.namespaces()
 
-    async def test_oversized_listing_is_streamed(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_oversized_listing_is_streamed(
+        self, driver: Driver, client: ContainerdClient, connection: Connection
+    ) -> None:
         ids = [unique("large") for _ in range(3)]
         for id_ in ids:
             await driver.create(id_, spec_bytes=6 * 1024 * 1024)
-        connection = Connection(driver.address)
         request = containers_pb2.ListContainersRequest()
         with pytest.raises(RpcError) as caught:
             await connection.call(methods.CONTAINERS, request, driver.namespace, 20)
         assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
-        await connection.close()
         assert {metadata.key.id async for metadata in client.containers(driver.namespace)} == set(ids)
 
     async def test_hung_shim_leaves_task_status_unknown(self, driver: Driver, client: ContainerdClient) -> None:
@@ -267,6 +274,24 @@ class TestSimulator(Contract):
     async def driver(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Driver]:
         async with SimulatedContainerd(tmp_path / "c.sock", request.param) as engine:
             yield SimulatedDriver(engine, "contract")
+
+
+class TestInProcess(Contract):
+    @pytest.fixture(params=VERSIONS)
+    def containerd(self, request: pytest.FixtureRequest) -> SimulatedContainerd:
+        return SimulatedContainerd(version=request.param)
+
+    @pytest.fixture
+    def driver(self, containerd: SimulatedContainerd) -> Driver:
+        return SimulatedDriver(containerd, "contract")
+
+    @pytest.fixture
+    def client(self, containerd: SimulatedContainerd) -> ContainerdClient:
+        return InProcessClient(containerd, SystemClock())
+
+    @pytest.fixture
+    def connection(self, containerd: SimulatedContainerd) -> Connection:
+        return InProcessConnection(containerd, SystemClock())
 
 
 @pytest.mark.integration

@@ -11,14 +11,15 @@ from bridge.core.containerd_model import Ignored, Marker
 from bridge.core.errors import TransientError
 from bridge.core.time import SECOND
 from bridge.stream_markers import StreamMarkers, read_to_marker
-from tests.unit.watch.fakes import FakeEngineClient
+from tests.unit.watch.fakes import HookedClient
 from tests.virtual_time import VirtualClock
 
 EVENT = Ignored("/tasks/exec-added", known=True)
 
 
 async def test_stream_is_read_until_marker_returns(clock: VirtualClock) -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
+    await client.subscribe()
     client.stream.put(EVENT, Marker("another", 7))
     received = await read_to_marker(client, client.stream, clock, 10)
     assert received[:2] == [EVENT, Marker("another", 7)]
@@ -28,11 +29,12 @@ async def test_stream_is_read_until_marker_returns(clock: VirtualClock) -> None:
 
 
 async def test_lost_markers_are_repeated_with_growing_delay(clock: VirtualClock) -> None:
-    client, sent_at = FakeEngineClient(), list[int]()
+    client, sent_at = HookedClient(), list[int]()
+    await client.subscribe()
 
     async def lose_three() -> None:
         sent_at.append(clock.now().monotonic)
-        client.markers_return = len(sent_at) > 3
+        client.faults.drop_published = len(sent_at) <= 3
 
     client.hooks["publish_marker"] = lose_three
     await read_to_marker(client, client.stream, clock, 10)
@@ -41,8 +43,9 @@ async def test_lost_markers_are_repeated_with_growing_delay(clock: VirtualClock)
 
 
 async def test_silent_stream_has_stalled_after_timeout(clock: VirtualClock) -> None:
-    client = FakeEngineClient()
-    client.markers_return = False
+    client = HookedClient()
+    await client.subscribe()
+    client.faults.drop_published = True
     with pytest.raises(TransientError, match=f"{client.path}.*stalled"):
         await read_to_marker(client, client.stream, clock, 10)
     assert 10 <= clock.now().monotonic / SECOND - 1_000 <= 21
@@ -50,7 +53,8 @@ async def test_silent_stream_has_stalled_after_timeout(clock: VirtualClock) -> N
 
 @pytest.mark.parametrize("busy", [False, True], ids=["events arrive", "queue is full"])
 async def test_working_stream_without_marker_has_not_stalled(clock: VirtualClock, *, busy: bool) -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
+    await client.subscribe()
     markers = StreamMarkers(client, clock, 10, busy=lambda: busy)
     round_trip = asyncio.create_task(markers.round_trip())
     for _ in range(100):
@@ -65,7 +69,8 @@ async def test_working_stream_without_marker_has_not_stalled(clock: VirtualClock
 
 
 async def test_marker_completes_only_round_trips_begun_before_it(clock: VirtualClock) -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
+    await client.subscribe()
     markers = StreamMarkers(client, clock, 10)
     first = asyncio.create_task(markers.round_trip())
     await asyncio.sleep(0.05)

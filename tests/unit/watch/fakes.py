@@ -1,4 +1,4 @@
-"""Fakes: a containerd that the test controls, with hooks at the points where races happen, an outbox, and a watch."""
+"""A client of the simulated containerd with hooks, an outbox in memory, and a running watch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerKey,
     Engine,
-    Event,
     ExitStatus,
-    Marker,
     Metadata,
     Task,
     TaskCreated,
@@ -24,12 +22,15 @@ from bridge.core.containerd_model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.core.errors import FatalError, TransientError
 from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Lag, StoredCheckpoint
 from bridge.core.records import Record
 from bridge.watch import ContainerWatch, WatchSettings
 from tests.eventually import eventually_async
+from tests.simulator.client import InProcessClient, InProcessStream
+from tests.simulator.containerd import SimulatedContainerd
+from tests.simulator.state import SimulatedContainer, SimulatedTask, State
 from tests.virtual_time import VirtualClock
 
 WEB = ContainerKey("default", "web")
@@ -37,58 +38,23 @@ DB = ContainerKey("shop", "db")
 NEVER = 1e6  # seconds
 
 
-class FakeStream:
-    """A stream that returns the events put into it, unless `held`, and then the error passed to `end`."""
-
-    def __init__(self) -> None:
-        self.closed = self.held = False
-        self._events: list[Event] = []
-        self._error: TransientError | None = None
-        self._changed = asyncio.Event()
-
-    def put(self, *events: Event) -> None:
-        self._events += events
-        self._changed.set()
-
-    def end(self, error: TransientError | None = None) -> None:
-        self._error = error or TransientError("stream ended")
-        self._changed.set()
-
-    async def batch(self) -> Sequence[Event]:
-        while self.held or not self._events:
-            if self._error is not None:
-                raise self._error
-            self._changed.clear()
-            await self._changed.wait()
-        return self.drain()
-
-    def close(self) -> None:
-        self.closed = True
-
-    def drain(self) -> Sequence[Event]:
-        events, self._events = self._events, []
-        return events
-
-
-class FakeEngineClient:
-    """A containerd in memory.
+class HookedClient(InProcessClient):
+    """A client of the simulated containerd, with hooks at the points where races happen.
 
     `calls` counts the calls by method. A hook runs inside the calls of the method that it is named after, before their
-    results are determined, with their argument. `exits` are the results of `wait_for_exit`, which waits for them.
+    results are determined, with their argument. The filter does not match the ids in `out_of_scope`.
     """
-
-    path = "/run/c.sock"
 
     def __init__(self, running: Mapping[ContainerKey, int] | None = None) -> None:
         """Create containerd with running containers, given by the pids of their tasks."""
-        self.id = "engine-1"
-        self.metadata: dict[ContainerKey, Metadata] = {}
-        self.running: dict[ContainerKey, Task] = {}
-        self.exits: dict[ContainerKey, asyncio.Future[ExitStatus | None]] = {}
-        self.stream = FakeStream()
+        clock = VirtualClock()
+        containerd = SimulatedContainerd(state=State(lambda: clock.now().wall))
+        self.out_of_scope: set[str] = set()
+        super().__init__(containerd, clock, container_filter=lambda **fields: fields["id"] not in self.out_of_scope)
+        self.clock, self.state, self.faults = clock, containerd.state, containerd.faults
+        self.state.namespaces["default"] = {}
         self.calls: Counter[str] = Counter()
         self.hooks: dict[str, Callable[..., Awaitable[object]]] = {}
-        self.markers_return = True
         for key, pid in (running or {}).items():
             self.run(key, pid)
 
@@ -99,84 +65,63 @@ class FakeEngineClient:
 
     async def engine(self) -> Engine:
         await self._called("engine")
-        return Engine(self.id, "2.4.2", self.path, 812)
+        return await super().engine()
 
-    async def subscribe(self) -> FakeStream:
-        self.stream = FakeStream()
+    async def subscribe(self) -> InProcessStream:
+        stream = await super().subscribe()
         await self._called("subscribe")
-        return self.stream
+        return stream
 
     async def publish_marker(self, nonce: str, number: int) -> None:
         await self._called("publish_marker")
-        if self.markers_return:
-            self.stream.put(Marker(nonce, number))
+        await super().publish_marker(nonce, number)
 
     async def namespaces(self) -> Sequence[str]:
         await self._called("namespaces")
-        return sorted({key.namespace for key in {**self.metadata, **self.running}} | {"default"})
+        return await super().namespaces()
 
     async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
         await self._called("containers", namespace)
-        for key, metadata in self.metadata.items():
-            if key.namespace == namespace:
-                yield metadata
+        async for metadata in super().containers(namespace):
+            yield metadata
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
         await self._called("tasks", namespace)
-        return [task for key, task in self.running.items() if key.namespace == namespace]
+        return await super().tasks(namespace)
 
     async def container(self, key: ContainerKey) -> Metadata | None:
         await self._called("container", key)
-        return self.metadata.get(key)
+        return await super().container(key)
 
     async def task(self, key: ContainerKey) -> Task | None:
         await self._called("task", key)
-        return self.running.get(key)
+        return await super().task(key)
 
     async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         await self._called("wait_for_exit", key)
-        return await self.exits.setdefault(key, asyncio.get_running_loop().create_future())
+        return await super().wait_for_exit(key)
 
-    def wait_calls(self) -> FakeWaitCalls:
-        return FakeWaitCalls(self)
+    # --- changes of containerd without an event ---
 
-    async def close(self) -> None:
-        """Do nothing."""
-
-    # --- for tests ---
+    def add(self, key: ContainerKey, name: str = "", created_at: int = 1) -> None:
+        """Add a container."""
+        labels = {"tier": "front", **({"nerdctl/name": name} if name else {})}
+        container = SimulatedContainer(key.id, labels, "busybox", "runc", created_at, created_at, 0)
+        self.state.namespaces.setdefault(key.namespace, {})[key.id] = container
 
     def run(self, key: ContainerKey, pid: int, status: TaskStatus = TaskStatus.RUNNING) -> None:
-        """Add a container with a task, without an event."""
-        self.metadata[key] = make_metadata(key)
-        self.running[key] = Task(key, pid, status)
+        """Add a task, and its container if necessary."""
+        if key.id not in self.state.namespaces.get(key.namespace, {}):
+            self.add(key)
+        self.state.container(key).task = SimulatedTask(pid, status)
 
-    def set_exit(self, key: ContainerKey, exit_status: ExitStatus | None) -> None:
-        """Let `wait_for_exit` return."""
-        self.exits.setdefault(key, asyncio.get_running_loop().create_future()).set_result(exit_status)
+    def remove(self, key: ContainerKey) -> None:
+        """Remove a container, and its task."""
+        del self.state.namespaces[key.namespace][key.id]
 
-
-class FakeWaitCalls:
-    """Pending calls of `wait_for_exit`."""
-
-    def __init__(self, client: FakeEngineClient) -> None:
-        self._client = client
-        self._calls: set[asyncio.Task[None]] = set()
-
-    def start(self, key: ContainerKey, on_end: Callable[[ExitStatus | BridgeError | None], None]) -> None:
-        async def wait() -> None:
-            try:
-                result: ExitStatus | BridgeError | None = await self._client.wait_for_exit(key)
-            except BridgeError as error:
-                result = error
-            on_end(result)
-
-        call = asyncio.create_task(wait())
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-
-    def close(self) -> None:
-        for call in self._calls:
-            call.cancel()
+    def remove_task(self, key: ContainerKey) -> None:
+        """Remove the task of a container."""
+        self.state.container(key).task = None
 
 
 class RecordingOutbox:
@@ -215,10 +160,10 @@ class RunningWatch:
     """A running watch, and the records that it published."""
 
     def __init__(
-        self, client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+        self, client: HookedClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
     ) -> None:
         self.client = client
-        self.clock = VirtualClock()
+        self.clock = client.clock
         self.outbox = RecordingOutbox(checkpoint)
         self.watch = ContainerWatch(client, self.outbox, self.clock, settings(**changed), "5f3c9a1e-0000")
         self.task = asyncio.create_task(self.watch.run())
@@ -251,7 +196,7 @@ class RunningWatch:
 
 @contextlib.asynccontextmanager
 async def running_watch(
-    client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+    client: HookedClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
 ) -> AsyncIterator[RunningWatch]:
     """Run a watch that audits only on request, and does not verify its stream."""
     running = RunningWatch(
@@ -266,15 +211,11 @@ async def running_watch(
 
 
 @contextlib.asynccontextmanager
-async def synced_watch(client: FakeEngineClient, **changed: object) -> AsyncIterator[RunningWatch]:
+async def synced_watch(client: HookedClient, **changed: object) -> AsyncIterator[RunningWatch]:
     """Run a watch whose first snapshot is published."""
     async with running_watch(client, None, **changed) as running:
         await running.wait_synced()
         yield running
-
-
-def make_metadata(key: ContainerKey, name: str = "") -> Metadata:
-    return Metadata(key, name or key.id, "", "", "busybox", "runc", 1, 1, {"tier": "front"})
 
 
 def start_events(key: ContainerKey, pid: int) -> list[Any]:

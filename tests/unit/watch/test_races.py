@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
-import msgspec
 import pytest
 
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerKey,
-    ExitStatus,
     Task,
     TaskCreated,
     TaskDeleted,
     TaskPaused,
     TaskResumed,
     TaskStarted,
-    TaskStatus,
 )
 from bridge.core.errors import TransientError, UnreadableError
 from bridge.core.time import SECOND, to_seconds
@@ -28,9 +26,8 @@ from bridge.watch.event_queue import CAPACITY
 from tests.unit.watch.fakes import (
     DB,
     WEB,
-    FakeEngineClient,
+    HookedClient,
     exit_event,
-    make_metadata,
     running_watch,
     start_events,
     synced_watch,
@@ -40,7 +37,7 @@ MANY = [ContainerKey("default", f"c{number}") for number in range(CAPACITY + 808
 
 
 async def test_watch_synchronizes_when_event_flood_delays_first_marker() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
 
     async def flood() -> None:
         client.stream.put(*(TaskStarted(key, 3, 5) for key in MANY))
@@ -55,7 +52,7 @@ async def test_watch_synchronizes_when_event_flood_delays_first_marker() -> None
 
 
 async def test_buffered_events_are_published_after_failed_fetch() -> None:
-    client, down = FakeEngineClient(), True
+    client, down = HookedClient(), True
     async with synced_watch(client) as running:
         first = client.stream
 
@@ -80,9 +77,9 @@ async def test_buffered_events_are_published_after_failed_fetch() -> None:
 
 @pytest.mark.parametrize("engine", ["engine-1", "engine-2"])
 async def test_fetched_metadata_is_kept_when_connection_is_lost(engine: str) -> None:
-    client, down, lost = FakeEngineClient(), True, asyncio.Event()
+    client, down, lost = HookedClient(), True, asyncio.Event()
     async with synced_watch(client) as running:
-        client.metadata[DB] = make_metadata(DB, "the-name")
+        client.add(DB, "the-name")
 
         async def fail(key: ContainerKey) -> None:
             if key == WEB and down:
@@ -93,8 +90,8 @@ async def test_fetched_metadata_is_kept_when_connection_is_lost(engine: str) -> 
         client.stream.put(*start_events(WEB, 10), *start_events(DB, 11), exit_event(DB, 11, 3))
         await running.eventually(lambda: client.calls["container"] >= 2)
         await asyncio.sleep(1)
-        del client.metadata[DB]
-        client.id, down = engine, False
+        client.remove(DB)
+        client.containerd.id, down = engine, False
         client.stream.end()
         await asyncio.sleep(0)
         lost.set()
@@ -105,15 +102,15 @@ async def test_fetched_metadata_is_kept_when_connection_is_lost(engine: str) -> 
 
 async def test_exit_status_is_kept_when_connection_is_lost() -> None:
     """The result of Tasks.Wait waits behind an event whose metadata is not fetched yet."""
-    client, released = FakeEngineClient(), asyncio.Event()
+    client, released = HookedClient(), asyncio.Event()
     client.run(WEB, 10)
     async with synced_watch(client) as running:
         client.hooks["container"] = lambda _: released.wait()
         client.stream.put(*start_events(DB, 11))
         await running.eventually(lambda: client.calls["container"])
-        client.set_exit(WEB, ExitStatus(7, 8))
+        client.state.stop_without_event(WEB, 7)
         await asyncio.sleep(1)
-        del client.running[WEB]
+        client.remove_task(WEB)
         client.stream.end()
         await running.eventually(lambda: client.calls["subscribe"] == 2)
         released.set()
@@ -121,8 +118,50 @@ async def test_exit_status_is_kept_when_connection_is_lost() -> None:
     assert [each["exit"]["status"] for each in running.documents if each["id"] == "web" and each["exit"]] == [7]
 
 
+async def test_exit_of_next_task_is_not_that_of_lost_one() -> None:
+    """Tasks.Wait names a container: it returns the exit of whichever task the container has."""
+    client = HookedClient({WEB: 10})
+    async with synced_watch(client) as running:
+
+        async def exit_next(_: str) -> None:
+            client.stream.put(TaskStarted(WEB, running.clock.now().wall, 20), exit_event(WEB, 20, 7))
+            await asyncio.sleep(1)
+
+        client.run(WEB, 20)
+        client.state.stop_without_event(WEB, 7)
+        client.hooks["tasks"] = exit_next
+        client.stream.end()
+        await running.wait_synced(2)
+    exits = [each for each in running.documents if each["type"] == "exited"]
+    assert {each["container"]["pid"]: each["exit"]["status"] for each in exits} == {10: None, 20: 7}
+
+
+async def test_exit_is_waited_for_once_while_outbox_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit that was made before the exit is processed after the next task has exited, too."""
+    client, writable = HookedClient({WEB: 10}), asyncio.Event()
+    async with synced_watch(client, audit_interval=30) as running:
+        await running.eventually(lambda: client.calls["wait_for_exit"] == 1)
+        append = running.outbox.append
+
+        async def hang(*args: Any) -> None:
+            await writable.wait()
+            await append(*args)
+
+        monkeypatch.setattr(running.outbox, "append", hang)
+        running.watch.request_snapshot("on_demand")
+        await asyncio.sleep(40)
+        client.state.stop_without_event(WEB, 137)
+        await asyncio.sleep(1)
+        client.run(WEB, 20)
+        client.state.stop_without_event(WEB, 7)
+        writable.set()
+        await running.eventually(lambda: "exited" in [each[0] for each in running.transitions])
+    exits = [each for each in running.documents if each["type"] == "exited"]
+    assert (exits[0]["container"]["pid"], exits[0]["exit"]["status"]) == (10, 137)
+
+
 async def test_audit_publishes_preexisting_container_found_by_query() -> None:
-    client, busy = FakeEngineClient(), True
+    client, busy = HookedClient(), True
     client.run(DB, 11)
 
     async def fail(namespace: str) -> None:
@@ -140,7 +179,7 @@ async def test_audit_publishes_preexisting_container_found_by_query() -> None:
 
 
 async def test_unreadable_metadata_does_not_stop_watch() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
 
     async def fail_to_decode(key: ContainerKey) -> None:
         if key == DB:
@@ -159,7 +198,7 @@ async def test_unreadable_metadata_does_not_stop_watch() -> None:
 
 
 async def test_task_queries_are_limited_to_maximum() -> None:
-    client, concurrent, maximum = FakeEngineClient(), 0, 0
+    client, concurrent, maximum = HookedClient(), 0, 0
     keys = MANY[:100]
     for key in keys:
         client.run(key, 5)
@@ -185,7 +224,7 @@ async def test_task_queries_are_limited_to_maximum() -> None:
 
 
 async def test_short_run_is_published_without_name_of_next_container() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         released = asyncio.Event()
 
@@ -205,7 +244,7 @@ async def test_short_run_is_published_without_name_of_next_container() -> None:
             TaskCreated(WEB, now + 7, 12),
             TaskStarted(WEB, now + 8, 12),
         )
-        client.metadata[WEB] = msgspec.structs.replace(make_metadata(WEB, "second"), created_at=now + 6)
+        client.add(WEB, "second", created_at=now + 6)
         await running.eventually(lambda: client.calls["container"] >= 2)
         released.set()
         await running.eventually(lambda: len(running.transitions) == 3)
@@ -213,7 +252,7 @@ async def test_short_run_is_published_without_name_of_next_container() -> None:
 
 
 async def test_received_events_are_published_on_shutdown() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
 
         async def delay(key: ContainerKey) -> None:
@@ -221,7 +260,7 @@ async def test_received_events_are_published_on_shutdown() -> None:
                 await asyncio.sleep(0.1)
 
         client.hooks["container"] = delay
-        client.metadata[WEB] = make_metadata(WEB, "slow")
+        client.add(WEB, "slow")
         client.stream.put(*start_events(WEB, 10), *start_events(DB, 11), exit_event(DB, 11, 3))
         await running.eventually(lambda: client.calls["container"] >= 2)
     assert [each[0] for each in running.transitions] == ["started", "started", "exited"]
@@ -229,20 +268,22 @@ async def test_received_events_are_published_on_shutdown() -> None:
 
 
 async def test_start_between_listing_and_marker_has_name_and_kind() -> None:
-    client = FakeEngineClient()
+    client, started = HookedClient(), set[int]()
     tasks = client.tasks
 
     async def start_after_listing(namespace: str) -> Sequence[Task]:
         listed = await tasks(namespace)
         for key, pid in ((WEB, 10), (DB, 11)):
-            if key.namespace == namespace and key not in client.running:
+            if key.namespace == namespace and pid not in started:
+                started.add(pid)
                 client.stream.put(TaskCreated(key, 1, pid), TaskStarted(key, 2, pid))
-                client.running[key] = Task(key, pid, TaskStatus.RUNNING)
+                client.run(key, pid)
         return listed
 
     client.tasks = start_after_listing  # type: ignore[method-assign]
-    client.metadata[WEB] = make_metadata(WEB, "the-name")
-    client.metadata[DB] = msgspec.structs.replace(make_metadata(DB, "sandbox"), in_scope=False)
+    client.add(WEB, "the-name")
+    client.add(DB)
+    client.out_of_scope.add(DB.id)
     async with running_watch(client) as running:
         await running.wait_synced()
     assert {each["id"] for each in running.documents if each["id"]} == {"web"}
@@ -250,7 +291,7 @@ async def test_start_between_listing_and_marker_has_name_and_kind() -> None:
 
 
 async def test_pause_between_snapshots_grows_when_losses_are_repeated() -> None:
-    async with synced_watch(FakeEngineClient()) as running:
+    async with synced_watch(HookedClient()) as running:
 
         async def pause_after_losses(count: int) -> list[int]:
             """Return the seconds between snapshots when each is followed by another loss at once."""
@@ -269,7 +310,7 @@ async def test_pause_between_snapshots_grows_when_losses_are_repeated() -> None:
 @pytest.mark.parametrize("seconds", [0, 1])
 async def test_snapshot_on_demand_does_not_wait_for_pause_after_losses(seconds: float) -> None:
     """The snapshot is requested together with one after another loss, or later."""
-    async with synced_watch(FakeEngineClient()) as running:
+    async with synced_watch(HookedClient()) as running:
         for number in range(4):
             running.watch.request_snapshot("overflow")
             await running.wait_synced(2 + number)

@@ -6,7 +6,7 @@ import pytest
 
 from bridge.core.containerd_model import Marker
 from bridge.watch.second_bridges import MAX_BRIDGES, SILENT_MARKERS, SecondBridges
-from tests.unit.watch.fakes import WEB, FakeEngineClient, exit_event, synced_watch
+from tests.unit.watch.fakes import WEB, HookedClient, exit_event, synced_watch
 from tests.virtual_time import VirtualClock
 
 EPOCH = 1_900_000_000_000  # newer than the time of VirtualClock
@@ -28,7 +28,7 @@ def return_markers(others: SecondBridges, times: int) -> list[bool]:
 
 
 async def test_newer_epoch_begins_when_second_bridge_is_silent() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of())
         await running.wait_synced(2)
@@ -48,7 +48,7 @@ async def test_newer_epoch_begins_when_second_bridge_is_silent() -> None:
 
 
 async def test_newest_epoch_stays_and_snapshot_follows_second_bridge() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of(epoch=1))
         await running.wait_synced(2)
@@ -57,7 +57,7 @@ async def test_newest_epoch_stays_and_snapshot_follows_second_bridge() -> None:
 
 
 async def test_epoch_stays_when_others_are_not_of_this_source() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of(host="node-2"), Marker("f" * 16, 1))
         await running.eventually(lambda: running.watch.event_counts["foreign_marker"] == 2)

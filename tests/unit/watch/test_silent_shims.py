@@ -11,26 +11,25 @@ from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerKey,
     Event,
-    ExitStatus,
     Task,
     TaskStarted,
     TaskStatus,
 )
 from bridge.core.errors import BridgeError, TransientError
 from bridge.watch.listing import find_tasks
-from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, make_metadata, start_events, synced_watch
+from tests.unit.watch.fakes import DB, WEB, HookedClient, start_events, synced_watch
 
 
 async def test_silent_run_is_published_with_exit_status() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         client.stream.put(ContainerCreated(WEB, running.clock.now().wall, "busybox", "silent"))
         client.run(WEB, 10)
         with capture_logs() as logs:
             await asyncio.sleep(5)
             await running.eventually(lambda: len(running.transitions) == 1)
-        client.set_exit(WEB, ExitStatus(7, 8))
-        del client.running[WEB]
+        client.state.stop_without_event(WEB, 7)
+        client.remove_task(WEB)
         await running.eventually(lambda: len(running.transitions) == 2)
     assert running.transitions == [("started", "inferred", "web"), ("exited", "inferred", "web")]
     assert running.documents[-1]["exit"]["status"] == 7
@@ -40,15 +39,15 @@ async def test_silent_run_is_published_with_exit_status() -> None:
 
 
 async def test_exit_is_waited_for_when_creation_is_not_reported() -> None:
-    client = FakeEngineClient()
-    client.metadata[WEB] = make_metadata(WEB)
+    client = HookedClient()
+    client.add(WEB)
     async with synced_watch(client) as running:
         client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: running.transitions and client.calls["wait_for_exit"] == 1)
 
 
 async def test_reported_containers_cause_no_start_checks() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         calls = dict(client.calls)
         keys = [ContainerKey("default", f"c{number}") for number in range(100)]
@@ -63,12 +62,12 @@ async def test_reported_containers_cause_no_start_checks() -> None:
 
 
 async def test_unstarted_containers_are_checked_with_few_listings() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     events: list[Event] = []
     async with synced_watch(client) as running:
         for number in range(1_000):
             key = ContainerKey("default", f"c{number}")
-            client.metadata[key] = make_metadata(key)
+            client.add(key)
             events.append(ContainerCreated(key, running.clock.now().wall, "busybox", "runc"))
         client.stream.put(*events)
         await running.eventually(lambda: client.calls["container"] == 1_000)
@@ -81,11 +80,12 @@ async def test_unstarted_containers_are_checked_with_few_listings() -> None:
 
 @pytest.mark.parametrize(("running", "calls"), [(9, {"tasks": 1}), (10, {"task": 2})], ids=["listing", "queries"])
 async def test_tasks_are_found_in_the_cheaper_way(running: int, calls: dict[str, int]) -> None:
-    client = FakeEngineClient()
-    client.running[WEB] = Task(WEB, 5, TaskStatus.RUNNING)
+    client = HookedClient()
+    client.run(WEB, 5)
     other = ContainerKey("default", "other")
+    client.add(other)
     found = await find_tasks(client, [WEB, other], {"default": running, "shop": 100}, asyncio.Semaphore(16))
-    assert found == [client.running[WEB], None]
+    assert found == [Task(WEB, 5, TaskStatus.RUNNING), None]
     assert client.calls == calls
 
 
@@ -94,25 +94,24 @@ async def test_failed_listing_leaves_other_namespaces_to_be_found() -> None:
         if namespace == "shop":
             raise TransientError("busy")
 
-    client = FakeEngineClient()
+    client = HookedClient()
     client.hooks["tasks"] = fail
-    client.running[WEB] = Task(WEB, 5, TaskStatus.RUNNING)
+    client.run(WEB, 5)
     failed, found = await find_tasks(client, [DB, WEB], {}, asyncio.Semaphore(16))
     assert isinstance(failed, BridgeError)
-    assert found == client.running[WEB]
+    assert found == Task(WEB, 5, TaskStatus.RUNNING)
 
 
 async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
-    client, waited_at = FakeEngineClient(), list[float]()
-    client.metadata[WEB] = make_metadata(WEB)
+    client, waited_at = HookedClient({WEB: 10}), list[float]()
 
     async def fail(_: ContainerKey) -> None:
         waited_at.append(asyncio.get_running_loop().time())
         if len(waited_at) <= 4:
             raise TransientError("the shim does not respond")
+        client.state.stop_without_event(WEB, 3)
 
     client.hooks["wait_for_exit"] = fail
-    client.set_exit(WEB, ExitStatus(3, 8))
     async with synced_watch(client) as running:
         client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: len(running.transitions) == 2)
@@ -123,23 +122,22 @@ async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
 
 async def test_every_task_is_waited_for() -> None:
     keys = [ContainerKey("default", f"c{number}") for number in range(3_000)]
-    client = FakeEngineClient({key: number for number, key in enumerate(keys, 1)})
+    client = HookedClient({key: number for number, key in enumerate(keys, 1)})
     async with synced_watch(client) as running:
         await running.eventually(lambda: client.calls["wait_for_exit"] == len(keys))
         for key in keys:
-            client.set_exit(key, ExitStatus(3, 8))
-            del client.running[key]
+            client.state.stop_without_event(key, 3)
         await running.eventually(lambda: sum(each[0] == "exited" for each in running.transitions) == len(keys))
     assert {each["exit"]["status"] for each in running.documents if each["type"] == "exited"} == {3}
 
 
 async def test_event_processed_after_disconnect_starts_no_call() -> None:
-    client = FakeEngineClient()
-    client.metadata[WEB] = make_metadata(WEB)
+    client = HookedClient()
+    client.add(WEB)
     async with synced_watch(client) as running:
-        stream, started = client.stream, TaskStarted(WEB, running.clock.now().wall, 10)
-        stream.close = lambda: stream.put(started)  # type: ignore[method-assign] # it arrives at the last moment
-        stream.end()
+        started = TaskStarted(WEB, running.clock.now().wall, 10)
+        client.stream.drain = lambda: [started]  # type: ignore[method-assign] # it arrives at the last moment
+        client.stream.end()
         await running.wait_synced(2)
     assert running.transitions == [("started", "live", "web"), ("exited", "inferred", "web")]
     assert client.calls["wait_for_exit"] == 0

@@ -12,10 +12,8 @@ from bridge.core.containerd_model import (
     ContainerDeleted,
     ContainerKey,
     ContainerUpdated,
-    ExitStatus,
     Ignored,
     Marker,
-    Task,
     TaskCreated,
     TaskPaused,
     TaskStarted,
@@ -28,17 +26,17 @@ from bridge.watch.audit import EVENT_DELAY_SECONDS
 from tests.unit.watch.fakes import (
     DB,
     WEB,
-    FakeEngineClient,
+    HookedClient,
     exit_event,
-    make_metadata,
     running_watch,
+    settings,
     start_events,
     synced_watch,
 )
 
 
 async def test_first_snapshot_contains_running_containers() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     client.run(DB, 11, TaskStatus.PAUSED)
     client.run(ContainerKey("moby", "x"), 12)
     client.run(ContainerKey("default", "stopped"), 13, TaskStatus.STOPPED)
@@ -52,7 +50,7 @@ async def test_first_snapshot_contains_running_containers() -> None:
 
 
 async def test_exit_between_subscribe_and_listing_is_published() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
 
     async def exit_web(_: str) -> None:
         client.run(WEB, 10, TaskStatus.STOPPED)
@@ -67,13 +65,13 @@ async def test_exit_between_subscribe_and_listing_is_published() -> None:
 
 
 async def test_stale_pause_in_listing_is_resolved_by_task_query() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
 
     async def publish_pause(_: str) -> None:
         client.stream.put(TaskPaused(WEB, 5))
 
     async def set_paused(key: ContainerKey) -> None:
-        client.running[key] = Task(key, 10, TaskStatus.PAUSED)
+        client.run(key, 10, TaskStatus.PAUSED)
 
     client.hooks = {"containers": publish_pause, "task": set_paused}
     async with running_watch(client) as running:
@@ -84,7 +82,7 @@ async def test_stale_pause_in_listing_is_resolved_by_task_query() -> None:
 
 async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
     """An exit event that arrives during the query takes precedence, because it has the exit status."""
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
 
         async def exit_web(_: ContainerKey) -> None:
@@ -92,7 +90,7 @@ async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
                 client.stream.put(exit_event(WEB, 10, 7))
                 for _turn in range(20):
                     await asyncio.sleep(0)
-                client.running.clear()
+                client.remove_task(WEB)
 
         client.hooks["task"] = exit_web
         pause = TaskPaused(WEB, running.clock.now().wall)
@@ -104,9 +102,9 @@ async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
 
 async def test_held_exit_is_published_once_after_crash() -> None:
     """The exit waits for an OOM event while the start of another container is persisted; then the process is killed."""
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
-        client.running.clear()  # the task is deleted: its status is known only from the event
+        client.remove_task(WEB)  # the task is deleted: its status is known only from the event
         client.run(DB, 11)
         client.stream.put(exit_event(WEB, 10, 137), *start_events(DB, 11))
         await running.eventually(lambda: len(running.transitions) == 2)
@@ -122,10 +120,10 @@ async def test_held_exit_is_published_once_after_crash() -> None:
 
 
 async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
-    client = FakeEngineClient({WEB: 10, DB: 11})
+    client = HookedClient({WEB: 10, DB: 11})
     async with synced_watch(client) as running:
         client.run(WEB, 20)
-        del client.running[DB]
+        client.remove_task(DB)
         client.stream.end()
         await running.wait_synced(2)
     assert sorted(running.transitions[2:5]) == [
@@ -140,7 +138,7 @@ async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
 
 
 async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
-    client = FakeEngineClient({WEB: 10, DB: 11})
+    client = HookedClient({WEB: 10, DB: 11})
     async with synced_watch(client) as running:
 
         async def fail(namespace: str) -> None:
@@ -148,7 +146,7 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
                 raise TransientError("busy")
 
         client.hooks["containers"] = fail
-        del client.running[DB]
+        client.remove_task(DB)
         client.stream.end()
         await running.wait_synced(2)
     snapshot = running.snapshots()[1]
@@ -157,8 +155,50 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
     assert running.transitions.count(("present", "snapshot", "shop/db")) == 2
 
 
+async def test_failed_namespace_is_synchronized_when_it_can_be_listed() -> None:
+    client, busy = HookedClient({WEB: 10, DB: 11}), False
+
+    async def fail(namespace: str) -> None:
+        if busy and namespace == "shop":
+            raise TransientError("busy")
+
+    client.hooks["containers"] = fail
+    async with synced_watch(client, first_audit_delay=30) as running:
+        busy = True
+        client.state.container(DB).labels["nerdctl/name"] = "new-name"
+        client.stream.end()
+        await running.wait_synced(2)
+        busy = False
+        await running.wait_synced(3)
+        await asyncio.sleep(700)
+    assert [(each["reason"], each["failed"]) for each in running.snapshots()] == [
+        ("start", []),
+        ("reconnect", ["shop"]),
+        ("audit", []),
+    ]
+    names = [each["container"]["name"] for each in running.documents if each["id"] == "shop/db"]
+    assert names == ["db", "db", "new-name"]
+
+
+async def test_failed_namespace_gets_changed_filters_later() -> None:
+    client, busy = HookedClient({WEB: 10, DB: 11}), True
+
+    async def fail(namespace: str) -> None:
+        if busy and namespace == "shop":
+            raise TransientError("busy")
+
+    async with synced_watch(client, first_audit_delay=30) as running:
+        client.hooks["containers"] = fail
+        client.out_of_scope = {DB.id}
+        running.watch.reload(settings(filter_fingerprint="other"))
+        await running.wait_synced(2)
+        busy = False
+        await running.wait_synced(3)
+    assert [each["containers"] for each in running.snapshots()] == [2, 2, 1]
+
+
 async def test_audit_publishes_lost_events() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
         client.run(WEB, 20)
         client.run(DB, 30)
@@ -172,7 +212,7 @@ async def test_audit_publishes_lost_events() -> None:
 
 async def test_watch_reconnects_within_two_seconds_of_containerd_start() -> None:
     """The bridge must be synced within 5 s of containerd's return."""
-    client = FakeEngineClient()
+    client = HookedClient()
 
     async def fail_first() -> None:
         if client.calls["engine"] <= 50:
@@ -184,7 +224,7 @@ async def test_watch_reconnects_within_two_seconds_of_containerd_start() -> None
 
 
 async def test_audit_waits_for_events_still_in_flight() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
         client.run(DB, 30)
         await asyncio.sleep(31)
@@ -199,12 +239,12 @@ async def test_audit_waits_for_events_still_in_flight() -> None:
 
 @pytest.mark.parametrize("lost", ["start", "exit"])
 async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str) -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client, first_audit_delay=30) as running:
         if lost == "start":
             client.run(DB, 30)
         else:
-            del client.running[WEB]
+            client.remove_task(WEB)
         await asyncio.sleep(31)
         client.stream.put(ContainerUpdated(DB if lost == "start" else WEB, 7, "busybox", {}))
         await running.wait_synced(2)
@@ -215,9 +255,9 @@ async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str) ->
 
 async def test_metadata_is_fetched_before_container_is_deleted() -> None:
     """A container that is deleted before its events are processed is published with its name and labels."""
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
-        client.metadata[WEB] = make_metadata(WEB, "shop-web")
+        client.add(WEB, "shop-web")
         client.stream.put(*start_events(WEB, 10), exit_event(WEB, 10), ContainerDeleted(WEB, 10))
 
         await running.eventually(lambda: len(running.transitions) == 2)
@@ -226,7 +266,7 @@ async def test_metadata_is_fetched_before_container_is_deleted() -> None:
 
 
 async def test_start_uses_event_fields_when_metadata_is_gone() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         client.stream.put(*start_events(WEB, 10), exit_event(WEB, 10))
         await running.eventually(lambda: len(running.transitions) == 2)
@@ -235,7 +275,7 @@ async def test_start_uses_event_fields_when_metadata_is_gone() -> None:
 
 
 async def test_failed_metadata_fetch_is_repeated_on_same_connection() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         client.run(WEB, 10)
 
@@ -253,16 +293,16 @@ async def test_failed_metadata_fetch_is_repeated_on_same_connection() -> None:
 
 
 async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
-        client.metadata[WEB] = make_metadata(WEB, "late")
+        client.add(WEB, "late")
 
         async def fail(_: ContainerKey) -> None:
             if client.calls["container"] <= 3:
                 raise TransientError("busy")
 
         client.hooks["container"] = fail
-        client.running[WEB] = Task(WEB, 10, TaskStatus.RUNNING)
+        client.run(WEB, 10)
         client.stream.put(*start_events(WEB, 10))
         await running.wait_synced(2)
     assert running.transitions == [("started", "live", "web"), ("present", "snapshot", "web")]
@@ -270,11 +310,11 @@ async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
 
 
 async def test_engine_change_ends_containers_of_previous_engine() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
-        client.id = "engine-2"
-        client.running = {DB: Task(DB, 5, TaskStatus.RUNNING)}
-        client.metadata = {DB: make_metadata(DB)}
+        client.containerd.id = "engine-2"
+        client.remove(WEB)
+        client.run(DB, 5)
         client.stream.end()
         await running.wait_synced(3)
     engines = [each["engine"]["id"] for each in running.documents]
@@ -286,22 +326,29 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
     assert new[0]["snapshot"]["reason"] == "start"
 
 
-@pytest.mark.parametrize("wait_result", [ExitStatus(42, 8), None])
-async def test_lost_exit_is_published_soon_with_task_wait_status(wait_result: ExitStatus | None) -> None:
-    client = FakeEngineClient()
-    client.set_exit(WEB, wait_result)
+@pytest.mark.parametrize("status", [42, None])
+async def test_lost_exit_is_published_soon_with_task_wait_status(status: int | None) -> None:
+    client = HookedClient()
+
+    async def remove_task(key: ContainerKey) -> None:
+        client.remove_task(key)
+
     async with synced_watch(client) as running:
-        client.metadata[WEB] = make_metadata(WEB)
+        client.add(WEB)
+        if status is not None:
+            client.run(WEB, 10)
+            client.state.stop_without_event(WEB, status)
+            client.hooks["task"] = remove_task  # so that the query does not find the status
         client.stream.put(TaskCreated(WEB, 2, 10), TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: len(running.transitions) == 1)
         assert client.calls["task"] == 0, "no other reason for a task query"
         await running.eventually(lambda: len(running.transitions) == 2)
     assert running.transitions == [("started", "live", "web"), ("exited", "inferred", "web")]
-    assert running.documents[3]["exit"]["status"] == (wait_result and 42)
+    assert running.documents[3]["exit"]["status"] == status
 
 
 async def test_stream_overflow_is_reported_in_next_snapshot() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         client.stream.end(StreamOverflowError("too much"))
         await running.wait_synced(2)
@@ -309,7 +356,7 @@ async def test_stream_overflow_is_reported_in_next_snapshot() -> None:
 
 
 async def test_requested_snapshot_is_published() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
         running.watch.request_snapshot("on_demand")
         await running.wait_synced(2)
@@ -318,34 +365,34 @@ async def test_requested_snapshot_is_published() -> None:
 
 
 async def test_event_stream_is_abandoned_when_markers_do_not_return() -> None:
-    client = FakeEngineClient()
-    client.markers_return = False
+    client = HookedClient()
+    client.faults.drop_published = True
     async with running_watch(client) as running:
         await running.eventually(lambda: client.calls["subscribe"] > 1)
         assert "stalled" in (running.watch.last_error or "")
-        client.markers_return = True
+        client.faults.drop_published = False
         await running.wait_synced()
     assert running.snapshots()[0]["reason"] == "start"
 
 
 async def test_stalled_stream_is_noticed_during_long_listing() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
 
     async def hang(_: str) -> None:
         client.hooks.clear()
-        client.markers_return = False
+        client.faults.drop_published = True
         await asyncio.Event().wait()
 
     client.hooks["containers"] = hang
     async with running_watch(client, marker_interval=10) as running:
         await running.eventually(lambda: client.calls["subscribe"] == 2)
         assert running.clock.now().monotonic / SECOND < 1_000 + 40
-        client.markers_return = True
+        client.faults.drop_published = False
         await running.wait_synced()
 
 
 async def test_ignored_events_are_counted_by_kind() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         client.stream.put(
             Ignored("/tasks/new-topic", known=False),
@@ -358,7 +405,7 @@ async def test_ignored_events_are_counted_by_kind() -> None:
 
 
 async def test_watch_warns_until_a_namespace_matches() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     with capture_logs() as lines:
         async with synced_watch(client, namespace_filter=lambda name: name == "shop") as running:
             assert running.watch.excluded_namespaces == ["default"]
@@ -371,7 +418,7 @@ async def test_watch_warns_until_a_namespace_matches() -> None:
 
 
 async def test_watch_does_not_warn_without_any_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
 
     async def none() -> list[str]:
         return []
@@ -384,7 +431,7 @@ async def test_watch_does_not_warn_without_any_namespace(monkeypatch: pytest.Mon
 
 
 async def test_watch_stops_on_fatal_error_of_containerd() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
 
     async with synced_watch(client) as running:
 
@@ -399,7 +446,7 @@ async def test_watch_stops_on_fatal_error_of_containerd() -> None:
 
 @pytest.mark.parametrize("keeps_checkpoint", [False, True])
 async def test_checkpoint_is_written_only_if_outbox_keeps_it(*, keeps_checkpoint: bool) -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client, keeps_checkpoint=keeps_checkpoint) as running:
         client.run(DB, 11)
         client.stream.put(*start_events(DB, 11))
@@ -409,7 +456,7 @@ async def test_checkpoint_is_written_only_if_outbox_keeps_it(*, keeps_checkpoint
 
 @pytest.mark.parametrize("keeps_checkpoint", [False, True])
 async def test_clock_behind_epoch_is_logged_without_kept_epoch(*, keeps_checkpoint: bool) -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     with capture_logs() as lines:
         async with synced_watch(client, marker_interval=10, keeps_checkpoint=keeps_checkpoint) as running:
             running.clock.set_wall(running.clock.now().wall - 10**18)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from msgspec.structs import replace
 
 from bridge.core.containerd_model import ContainerKey, ContainerUpdated, TaskExited, TaskPaused, TaskStatus
 from bridge.core.errors import TransientError
@@ -15,10 +14,9 @@ from bridge.watch.snapshot_requests import SnapshotRequests, SnapshotResult
 from tests.unit.watch.fakes import (
     DB,
     WEB,
-    FakeEngineClient,
+    HookedClient,
     RunningWatch,
     exit_event,
-    make_metadata,
     running_watch,
     settings,
     start_events,
@@ -37,15 +35,15 @@ def ids(running: RunningWatch, type_: str = "present", snapshot: int = 0) -> lis
 
 
 async def test_filter_change_takes_snapshot_of_included_containers() -> None:
-    client = FakeEngineClient({WEB: 10, DB: 11})
-    client.metadata[DB] = replace(make_metadata(DB), in_scope=False)
+    client = HookedClient({WEB: 10, DB: 11})
+    client.out_of_scope = {DB.id}
     async with synced_watch(client) as running:
         assert ids(running) == ["web"]
-        client.metadata = {WEB: replace(make_metadata(WEB), in_scope=False), DB: make_metadata(DB)}
+        client.out_of_scope = {WEB.id}
         running.watch.reload(settings(filter_fingerprint="other"))
         await running.wait_synced(2)
         client.stream.put(TaskExited(WEB, 9, "", 10, 0, 8), TaskPaused(DB, 2_000_000_000_000_000_000))
-        client.running[DB] = replace(client.running[DB], status=TaskStatus.PAUSED)
+        client.state.task(DB).status = TaskStatus.PAUSED
         await running.eventually(lambda: running.transitions[-1][0] == "paused")
     snapshot = running.snapshots()[1]
     assert (snapshot["reason"], snapshot["containers"]) == ("filters_changed", 1)
@@ -54,7 +52,7 @@ async def test_filter_change_takes_snapshot_of_included_containers() -> None:
 
 async def test_filter_change_during_pause_after_losses_publishes_no_start() -> None:
     """The pause ends with the change, and the snapshot is one of the new filters."""
-    client = FakeEngineClient()
+    client = HookedClient()
     client.run(OTHER, 12)
     async with running_watch(client, namespace_filter=lambda name: name == "default") as running:
         await running.wait_synced()
@@ -67,7 +65,7 @@ async def test_filter_change_during_pause_after_losses_publishes_no_start() -> N
 
 
 async def test_filter_change_keeps_incarnations() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
         running.watch.reload(
             settings(filter_fingerprint="other", label_rules=LabelRules(include=["*"], exclude=["tier"], redact=[]))
@@ -85,10 +83,10 @@ def labels(running: RunningWatch, type_: str) -> list[dict[str, str]]:
 
 
 async def test_event_after_reload_has_no_newly_excluded_label() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
         running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
-        client.metadata[WEB] = replace(make_metadata(WEB), labels={})  # as the client returns it under the new rules
+        client.rules = NO_TIER
         client.hooks["containers"] = lambda _: running.eventually(lambda: labels(running, "exited"))
         client.stream.put(exit_event(WEB, 10))
         await running.wait_synced(2)
@@ -96,7 +94,7 @@ async def test_event_after_reload_has_no_newly_excluded_label() -> None:
 
 
 async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
 
         async def reload(_: str) -> None:
@@ -110,7 +108,7 @@ async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
 
 
 async def test_reload_during_synchronization_drops_excluded_label() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
 
         async def reload(_: str) -> None:
@@ -126,7 +124,7 @@ async def test_reload_during_synchronization_drops_excluded_label() -> None:
 
 
 async def test_filter_change_applies_without_waiting_for_event() -> None:
-    client = FakeEngineClient({OTHER: 10})
+    client = HookedClient({OTHER: 10})
     async with synced_watch(client, namespace_filter=lambda name: name != "other") as running:
         running.watch.reload(settings(filter_fingerprint="2"))
         await running.wait_synced(2)
@@ -135,7 +133,7 @@ async def test_filter_change_applies_without_waiting_for_event() -> None:
 
 
 async def test_transition_missed_before_reload_has_no_excluded_label() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
         reconnecting, reachable = asyncio.Event(), asyncio.Event()
 
@@ -153,14 +151,14 @@ async def test_transition_missed_before_reload_has_no_excluded_label() -> None:
         client.stream.end()
         await reconnecting.wait()
         running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
-        client.running.clear()
+        client.remove_task(WEB)
         reachable.set()
         await running.wait_synced(2)
     assert labels(running, "exited") == [{}]
 
 
 async def test_namespace_filter_change_adds_and_removes_namespaces() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     for pid, key in enumerate((WEB, DB, OTHER), 10):
         client.run(key, pid)
     async with synced_watch(client, namespace_filter=lambda name: name != "other") as running:
@@ -178,7 +176,7 @@ async def test_namespace_filter_change_adds_and_removes_namespaces() -> None:
 
 
 async def test_query_result_ignored_when_namespace_is_excluded() -> None:
-    client = FakeEngineClient({DB: 11})
+    client = HookedClient({DB: 11})
     async with synced_watch(client) as running:
         querying, released = asyncio.Event(), asyncio.Event()
 
@@ -197,9 +195,9 @@ async def test_query_result_ignored_when_namespace_is_excluded() -> None:
 
 
 async def test_filter_change_applies_on_reconnect() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
-        client.metadata[WEB] = replace(make_metadata(WEB), in_scope=False)
+        client.out_of_scope = {WEB.id}
         client.stream.end()
         await running.eventually(lambda: not running.watch.synced)
         running.watch.reload(settings(filter_fingerprint="other"))
@@ -213,7 +211,7 @@ async def test_filter_change_applies_on_reconnect() -> None:
 
 
 async def test_filter_change_before_first_connection_adds_no_snapshot() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     running = RunningWatch(client)
     running.watch.reload(settings(filter_fingerprint="other"))
     await running.wait_synced()
@@ -223,7 +221,7 @@ async def test_filter_change_before_first_connection_adds_no_snapshot() -> None:
 
 
 async def test_reload_takes_no_snapshot_when_filters_are_unchanged() -> None:
-    async with synced_watch(FakeEngineClient()) as running:
+    async with synced_watch(HookedClient()) as running:
         running.watch.reload(settings(snapshot_interval=60))
         running.watch.request_snapshot("on_demand")
         await running.wait_synced(2)
@@ -231,14 +229,14 @@ async def test_reload_takes_no_snapshot_when_filters_are_unchanged() -> None:
 
 
 async def test_additional_events_are_published_after_reload() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
         running.watch.reload(settings(filter_fingerprint="other", additional_events=["renamed"]))
         await running.wait_synced(2)
         client.run(WEB, 10)
         client.stream.put(*start_events(WEB, 10))
         await running.eventually(lambda: running.transitions)
-        client.metadata[WEB] = make_metadata(WEB, "shop-web-1")
+        client.add(WEB, "shop-web-1")
         client.stream.put(ContainerUpdated(WEB, 7, "busybox", {}))
         await running.eventually(lambda: len(running.transitions) > 1)
     assert running.transitions == [("started", "live", "web"), ("renamed", "live", "web")]
@@ -249,7 +247,7 @@ async def test_additional_events_are_published_after_reload() -> None:
 
 
 async def test_requested_snapshot_returns_after_append() -> None:
-    client = FakeEngineClient({WEB: 10})
+    client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
         results = await asyncio.gather(running.watch.take_snapshot(), running.watch.take_snapshot())
         (snapshot,) = running.snapshots()[1:]
@@ -258,7 +256,7 @@ async def test_requested_snapshot_returns_after_append() -> None:
 
 
 async def test_requested_snapshot_is_taken_after_reconnect() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with synced_watch(client) as running:
 
         async def disconnect() -> None:
@@ -275,8 +273,8 @@ async def test_requested_snapshot_is_taken_after_reconnect() -> None:
 
 
 async def test_requested_snapshot_fails_when_containerd_is_down() -> None:
-    client = FakeEngineClient()
-    client.markers_return = False
+    client = HookedClient()
+    client.faults.drop_published = True
     async with running_watch(client) as running:
         with pytest.raises(TransientError, match="containerd"):
             await running.watch.take_snapshot()
@@ -300,7 +298,7 @@ async def test_snapshot_request_keeps_most_important_reason() -> None:
 
 
 async def test_watermark_advances_only_after_append() -> None:
-    client = FakeEngineClient()
+    client = HookedClient()
     async with running_watch(client, marker_interval=1) as running:
         assert running.watch.watermark is None
         await running.wait_synced()
@@ -309,7 +307,7 @@ async def test_watermark_advances_only_after_append() -> None:
         assert first is not None
         assert first.epoch == running.documents[0]["epoch"]
         await running.eventually(lambda: running.watch.watermark != first)
-        client.markers_return = False
+        client.faults.drop_published = True
         client.stream.end()
         await running.eventually(lambda: not running.watch.synced)
         last = running.watch.watermark
