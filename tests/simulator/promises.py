@@ -145,8 +145,7 @@ def check_incarnations(world: World) -> Iterator[str]:
         run = (source_of(record), record["id"], container["incarnation"])
         state, paused = states.get(run), "paused" if container["paused"] else "running"
         allowed: dict[str, tuple[str | None, ...]] = {
-            # Known limit: a run that left the scope may start again if it ends unseen before it is in scope again.
-            "started": (None, "unknown") if "filters" in world.kinds else (None,),
+            "started": (None,),
             "present": (None, "unknown", paused),
             "paused": ("running",),
             "unpaused": ("paused",),
@@ -199,9 +198,7 @@ def _may_have_started(run: TrueRun) -> bool:
 def check_state(world: World) -> Iterator[str]:
     """The state that consumers derive from the records is what containerd lists; names and labels are current."""
     for broker, before in zip(world.brokers, world.stored_before_snapshot, strict=True):
-        # Known limit: after the clock was set back, metadata of a new container may look older than the last one's.
-        last_length = 2 if world.clock_stepped else 4
-        for records, length in ((broker.stored[:before], 2), (broker.stored, last_length)):
+        for records, length in ((broker.stored[:before], 2), (broker.stored, 4)):
             if records is not broker.stored and broker.rejected:
                 continue  # the state may be wrong until the next snapshot
             yield from _check_state(world, broker, records, length)
@@ -252,13 +249,13 @@ def _summary(container: Document) -> tuple[Any, ...]:
 def check_gaps(world: World) -> Iterator[str]:
     """A snapshot covers the time of each event that had no subscriber, and one follows each loss at the limits."""
     gaps = []
-    synced = False
+    synced: set[str] = set()  # sources
     for _, record in world.committed:
         snapshot = record["snapshot"]
-        if record["type"] == "snapshot_completed":
-            synced = True
+        if record["type"] == "snapshot_completed" and snapshot["namespaces"]:  # the end of a source has none
+            synced.add(source_of(record))
         if record["type"] == "snapshot_started" and snapshot["reason"] not in _NO_GAP:
-            if synced and snapshot["since"] is None and world.disk is not None and not _is_new_source(world, record):
+            if snapshot["since"] is None and world.disk is not None and source_of(record) in synced:
                 yield f"P4: snapshot {snapshot['id']} of {snapshot['reason']} does not say since when"
             gaps.append((snapshot["since"] or "", snapshot["until"]))
     if not world.clock_stepped:
@@ -271,11 +268,6 @@ def check_gaps(world: World) -> Iterator[str]:
         completed = [position_of(each) for each in records if each["type"] == "snapshot_completed"]
         if overflows and overflows[-1] > max(completed, default=(0, 0)):
             yield f"P4: no snapshot of {broker.name} follows the loss {overflows[-1]}"
-
-
-def _is_new_source(world: World, record: Document) -> bool:
-    first = next(each for _, each in world.committed if source_of(each) == source_of(record))
-    return bool(first["epoch"] == record["epoch"])
 
 
 # --- P6: short runs ---
