@@ -266,6 +266,8 @@ class World:
 
     def start_bridge(self) -> None:
         self._bridges += 1
+        if self.disk is None:
+            self.clock.advance(0.001)  # a start takes longer, and so each has an epoch of its own
         self.state.process = self._bridges
         self.log(f"--- bridge {self._bridges} starts")
         self.bridge = Bridge(self, self._bridges)
