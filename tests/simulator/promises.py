@@ -145,7 +145,8 @@ def check_incarnations(world: World) -> Iterator[str]:
         run = (source_of(record), record["id"], container["incarnation"])
         state, paused = states.get(run), "paused" if container["paused"] else "running"
         allowed: dict[str, tuple[str | None, ...]] = {
-            "started": (None,),
+            # Known limit: a run that left the scope may start again if it ends unseen before it is in scope again.
+            "started": (None, "unknown") if "filters" in world.kinds else (None,),
             "present": (None, "unknown", paused),
             "paused": ("running",),
             "unpaused": ("paused",),
