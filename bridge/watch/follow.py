@@ -27,7 +27,7 @@ from bridge.core.containerd_model import (
     TaskStarted,
     Undecodable,
 )
-from bridge.core.errors import BridgeError
+from bridge.core.errors import BridgeError, TransientError
 from bridge.core.ports import EventStream
 from bridge.core.time import MILLISECOND, SECOND, to_seconds
 from bridge.stream_markers import StreamMarkers
@@ -88,6 +88,16 @@ class Connection:
         sent = await self._round_trip()
         await self.state.event_queue.wait_processed()
         return sent
+
+    async def verify_engine(self) -> None:
+        """Check that the stream is that of the containerd that was identified before.
+
+        Raises:
+            TransientError: Another containerd took its place before the stream worked.
+        """
+        engine = await self.state.client.engine()
+        if engine.id not in (self.journal.header.engine.id, ""):
+            raise TransientError(f"containerd at {engine.api} was replaced during the connect")
 
     def begin_following(self, tasks: Iterable[Task]) -> None:
         """Publish transitions as they occur from now on: the first snapshot is complete, and is persisted next."""

@@ -43,6 +43,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     state.synced = False  # also if a connection is synchronized again
 
     await connection.pass_marker()  # low watermark
+    await connection.verify_engine()
     gap = Gap(reason, since, state.clock.now().wall)
     listing = await list_containers(state.client, state.clock, settings)
     watermark = await connection.pass_marker()  # high watermark

@@ -326,6 +326,22 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
     assert new[0]["snapshot"]["reason"] == "start"
 
 
+async def test_engine_replaced_during_connect_is_not_taken_for_previous() -> None:
+    client = HookedClient({WEB: 10})
+    async with synced_watch(client) as running:
+
+        async def replace_engine() -> None:
+            client.containerd.id = "engine-2"
+
+        client.hooks["subscribe"] = replace_engine
+        client.stream.end()
+        await running.wait_synced(3)
+    old, new = running.documents[:-3], running.documents[-3:]
+    assert {each["engine"]["id"] for each in old} == {"engine-1"}
+    assert [each["type"] for each in old[3:]] == ["snapshot_started", "exited", "snapshot_completed"]
+    assert [(each["engine"]["id"], each["type"]) for each in new[1:2]] == [("engine-2", "present")]
+
+
 @pytest.mark.parametrize("status", [42, None])
 async def test_lost_exit_is_published_soon_with_task_wait_status(status: int | None) -> None:
     client = HookedClient()
