@@ -491,7 +491,14 @@ def test_checkpoint_restores_position_and_header() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"state\0a\0b": b"\xc1"}, {"header": b"{}"}, {"metadata\0a\0b": b""}, {"state": b"\x90"}]
+    "values",
+    [
+        {"state\0a\0b": b"\xc1"},
+        {"header": b"{}"},
+        {"metadata\0a\0b": b""},
+        {"state": b"\x90"},
+        pytest.param({"header": b"\x81\xa1x" + b"\x91" * 100_000}, id="nested too deep"),
+    ],
 )
 def test_checkpoint_decode_raises_when_value_is_invalid(values: dict[str, bytes]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (msgspec chooses the messages)
