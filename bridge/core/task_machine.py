@@ -312,7 +312,7 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
     pid = event.pid
     exited = state.find_exited(pid) if state.exited else None
     if exited is not None and event.at <= exited.until:
-        effects.append(_DUPLICATE)
+        effects += (_DUPLICATE, _QUERY_NOW)  # or of another task with the same pid, after the clock was set back
         return state
     moment = _moment_if_on_time(state, event.at, now)
     if moment is None or exited is not None:
@@ -394,7 +394,7 @@ def _is_repeated_exit(state: TaskState, event: TaskExited) -> bool:
 def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effects: Effects) -> TaskState:
     """End the run. If it is another task's exit, wait for that start, and query the task; without pid, only query."""
     if event.pid == _run_of(state).pid:
-        return _end_run(state, event, "live", event.at, effects)
+        return _end_run(state, event, "live", event.at, now, effects)
     if event.pid == 0:
         effects.append(_QUERY_NOW)
         return state
@@ -404,13 +404,19 @@ def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effec
     return deferred
 
 
-def _end_run(state: TaskState, event: TaskExited | TaskDeleted, origin: Origin, at: int, effects: Effects) -> TaskState:
+def _end_run(
+    state: TaskState, event: TaskExited | TaskDeleted, origin: Origin, at: int, now: Instant, effects: Effects
+) -> TaskState:
     """End the run. If the event may be that of an earlier task with the same pid, query the task."""
     if state.exited and (exited := state.find_exited(event.pid)) is not None:
         ended_at = _time_of_exit(event)
-        if ended_at < _run_of(state).since:
-            effects.append(_DUPLICATE if ended_at <= exited.until else _QUERY_NOW)
-            return state
+        if ended_at < _run_of(state).since or ended_at <= exited.until:
+            effects.append(_QUERY_NOW)
+            if event.exited_at == exited.exited_at or _moment_if_on_time(state, ended_at, now) is None:
+                effects.append(_DUPLICATE)
+                return state
+            # It is of this run if the clock was set back: its status counts if the query shows the end.
+            return _add_evidence(state, WaitedExit(event.pid, ExitStatus(event.status, event.exited_at)), effects)
     state = _exit(state, origin, at, ExitInfo(event.status, event.exited_at), effects, hold=True)
     effects.append(_RESUME_CHECKS)
     return state
@@ -429,7 +435,7 @@ def _end_checks_of(state: TaskState, event: TaskExited | TaskDeleted, now: Insta
 def _delete_while_running(state: TaskState, event: TaskDeleted, now: Instant, effects: Effects) -> TaskState:
     """End the run: the exit event is lost. Without pid, query the task."""
     if event.pid == _run_of(state).pid:
-        return _end_run(state, event, "inferred", now.wall, effects)
+        return _end_run(state, event, "inferred", now.wall, now, effects)
     if event.pid == 0:
         effects.append(_QUERY_NOW)
     return state
