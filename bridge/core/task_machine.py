@@ -246,7 +246,7 @@ def _expect_exit(state: TaskState, event: ContainerDeleted, now: Instant, effect
 def _create(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
     """Expect the start, and begin start checks. If the task is known, the event is late."""
     if (state.exited or state.created or state.evidence) and _is_late_creation(state, event, now):
-        return _note_late_creation(state, event, effects)
+        return _note_late_creation(state, event, now, effects)
     effects.append(_RELEASE_EXIT)
     pid, evidence = event.pid, state.evidence
     if evidence:
@@ -269,7 +269,7 @@ def _create_while_running(state: TaskState, event: TaskCreated, now: Instant, ef
     same pid, or is one of many, end the run at once."""
     run = _run_of(state)
     if _is_late_creation(state, event, now):
-        return _note_late_creation(state, event, effects)
+        return _note_late_creation(state, event, now, effects)
     if event.pid == run.pid:
         return _create(_exit(state, "inferred", event.at - 1, _UNKNOWN_EXIT, effects), event, now, effects)
     if sum(each.pid != run.pid and not state.is_over(each.pid, each.at) for each in state.created) == MAX_CREATED:
@@ -299,9 +299,11 @@ def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> boo
     return at <= known_until or _moment_if_on_time(state, at, now) is None
 
 
-def _note_late_creation(state: TaskState, event: TaskCreated, effects: Effects) -> TaskState:
+def _note_late_creation(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
     """Remember the creation if it shows that the task of a pending exit was perhaps never started."""
     effects.append(_LATE)
+    if state.find_exited(event.pid) is not None and _moment_if_on_time(state, event.at, now) is not None:
+        effects.append(_QUERY_NOW)  # or it is of another task with the same pid, after the clock was set back
     if state.find(PendingExit, event.pid) is None or state.is_over(event.pid, event.at):
         return state
     return replace(state, created=_remember_created(state, event.pid, event.at))

@@ -138,6 +138,13 @@ def test_incarnations_are_consistent_and_converge_despite_faults(
 
 
 @hypothesis_settings
+@given(rng=rngs, length=lengths)
+def test_returning_pids_need_no_audit_when_clock_steps(rng: Random, length: int) -> None:
+    harness = run_history(rng, length, Faults(clock="stepping"), audits=False)
+    assert harness.consumer.running == harness.containerd.running()
+
+
+@hypothesis_settings
 @given(rng=rngs, length=st.integers(1, 30))  # shorter than the start checks of a container
 def test_silent_containers_are_published_without_audit(rng: Random, length: int) -> None:
     harness = run_history(rng, length, Faults(silent=True), audits=False)
