@@ -323,12 +323,11 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
         if moment is None or not expected:
             effects.append(_QUERY_NOW)
         if not expected:
-            return _add_unconfirmed_start(state, event, effects, late=moment is None)
+            return _add_unconfirmed_start(state, event, effects, late=True)
     if not state.evidence:  # as a rule
         return _start(state, pid, "live", event.at, effects, watched=True, moment=moment)
     for pending in state.find_all(PendingExit):
-        received = pending.deadline - PENDING_EXIT_NS
-        if pending.pid != pid or (moment is not None and moment > received):  # an exit comes after its start
+        if pending.pid != pid:
             state = _finish(state, pending.pid, now, effects)
             if moment is None:  # the exit of the other run has canceled the query
                 effects.append(_QUERY_NOW)
@@ -337,6 +336,8 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
         effects.append(QueryTask(now.monotonic + WAITED_EXIT_GRACE_NS))
     if (pending_exit := state.find(PendingExit, pid)) is not None:
         state = _apply_pending_exit(state, pending_exit, effects, hold=True)
+        if moment is not None and moment > pending_exit.deadline - PENDING_EXIT_NS:
+            effects.append(_QUERY_NOW)  # a shim sends the exit first, or another task has got the pid
     return state
 
 
