@@ -15,7 +15,7 @@ from sinks.kafka.sink import KafkaSink
 from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, record_data
 from tests.integration.target_checks import publish_until_accepted
 from tests.integration.test_kafka_state_topic import SOURCE, state_table
-from tests.naming import assert_names
+from tests.naming import assert_names, raises_naming
 from tests.sample_records import batches, control_record, record, records
 from tests.testbed.kafka import COMPONENTS, Kafka
 from tests.testbed.server import HOST
@@ -130,6 +130,18 @@ async def test_kafka_sink_follows_broker_to_another_address(kafka_factory: Kafka
 
 
 # --- brokers that hang ---
+
+
+async def test_kafka_sink_detects_half_open_connection(broker: Kafka) -> None:
+    (proxy,), all_records = broker.proxies, records(300)
+    async with open_sink(broker.bootstrap_for("plaintext"), "open", retry_start=True, request_timeout="2s") as sink:
+        await publish_until_accepted(sink, all_records[:100])
+        await asyncio.to_thread(proxy.drop_traffic)
+        with raises_naming(TransientError, "topic open", "2 s"):
+            await sink.publish(all_records[100:200])
+        await asyncio.to_thread(proxy.restore)
+        await publish_until_accepted(sink, all_records[100:])
+    assert_complete(broker, "open", all_records)
 
 
 async def test_kafka_sink_tolerates_slow_network(broker: Kafka) -> None:

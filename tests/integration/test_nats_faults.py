@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 
+from bridge.clock import SystemClock
+from bridge.core.errors import TransientError
+from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
     NatsFactory,
     StreamReader,
     add_streams,
     check_streams_under_failures,
     record_positions,
+    settings,
     start_sink,
     wait_connection_ended,
 )
 from tests.integration.target_checks import publish_until_accepted
-from tests.sample_records import records
+from tests.naming import raises_naming
+from tests.sample_records import batches, records
+from tests.testbed.server import HOST
 
 BOUND = 15.0  # seconds; above the timeouts of the sink, for a slow machine
 
@@ -49,6 +55,25 @@ async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory:
 
     await add_streams(peer, "flaps")
     await check_streams_under_failures(peer, "flaps", flap(), sink_timeout="5s")
+
+
+async def test_nats_sink_times_out_and_recovers_when_network_drops_data(nats_factory: NatsFactory) -> None:
+    peer = nats_factory(proxied=True)
+    all_records = records(3000, size=5000)  # more than the kernel buffers for a server that does not read
+    sink = NatsSink(settings(peer, timeout="2s"), SystemClock())
+    await publish_until_accepted(sink, all_records[:10])  # even without failures, 2 s may be too short
+    peer.proxies[0].drop_traffic()
+    for _ in range(2):
+        began = time.monotonic()
+        with raises_naming(TransientError, HOST, "2 s"):
+            await sink.publish(all_records[10:1000])
+        assert time.monotonic() - began < BOUND
+    await asyncio.to_thread(peer.proxies[0].restore)
+    for batch in batches(all_records[10:], 1000):
+        await publish_until_accepted(sink, batch)
+    await sink.close()
+    async with StreamReader(peer) as reader:
+        assert record_positions(await reader.read_stored()) == record_positions(all_records)
 
 
 async def test_nats_sink_replaces_closed_client(nats_factory: NatsFactory) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from bridge.core.containerd_model import ContainerKey
-from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, transitions
 from tests.simulator.containerd import SimulatedContainerd
 
 KEYS = [ContainerKey(f"ns{number % 3}", f"c{number}") for number in range(10_000)]
@@ -30,7 +31,10 @@ async def test_bridge_tracks_ten_thousand_tasks_in_bounded_memory(tmp_path: Path
                     containerd.state.delete_task(key)
                     containerd.state.create_task(key)
                     containerd.state.start(key)
-            await wait_records(bridge, lambda records: len(transitions(records)) == 1100, "the exits and restarts")
+            records = await wait_records(
+                bridge, lambda records: len(transitions(records)) == 1100, "the exits and restarts"
+            )
+            first = len(records)
 
             for key in KEYS[1000:1500]:
                 containerd.state.stop_without_event(key)
@@ -44,10 +48,15 @@ async def test_bridge_tracks_ten_thousand_tasks_in_bounded_memory(tmp_path: Path
             records = await wait_records(bridge, lambda records: snapshots(records) >= 2, "the second snapshot")
             memory = peak_memory(bridge.process.pid)
     check_stream(records)
-    inferred = [each for each in transitions(records) if each["origin"] == "inferred"]
-    assert {each["type"] for each in inferred} == {"exited"}, list(map(summary, inferred[:20]))
-    assert len(inferred) == 500
+    # On a busy machine, events can arrive so late that a query precedes them.
+    assert Counter(map(outcome, transitions(records[:first]))) == {("exited", 3): 1000, ("started", None): 100}
+    assert Counter(map(outcome, transitions(records[first:]))) == {("exited", None): 500}
+    assert {each["origin"] for each in transitions(records[first:])} == {"inferred"}
     assert memory < MAX_MEMORY_MIB, memory
+
+
+def outcome(record: RecordDict) -> tuple[str, int | None]:
+    return record["type"], record["exit"] and record["exit"]["status"]
 
 
 def snapshots(records: list[RecordDict]) -> int:
