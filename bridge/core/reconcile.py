@@ -48,7 +48,7 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
     for metadata in listing.containers.values():
         if _was_recreated(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key)):
             transitions += tracker.apply_task_state(metadata.key, None, now)
-        _merge_metadata(tracker, metadata)
+        _merge_metadata(tracker, metadata, now)
         if filters_changed:
             tracker.reevaluate_scope(metadata.key)
         if metadata.key not in listing.tasks and _is_young(metadata, now):
@@ -70,7 +70,7 @@ def reevaluate_scope(tracker: Tracker, listing: Listing, listed_at: int, now: In
     """
     transitions: list[Transition] = []
     for metadata in listing.containers.values():
-        _merge_metadata(tracker, metadata)
+        _merge_metadata(tracker, metadata, now)
         tracker.reevaluate_scope(metadata.key)
         if (metadata.created_at or 0) <= listed_at:
             transitions += tracker.emit_metadata_change(metadata.key, now)
@@ -105,10 +105,10 @@ def _is_unconfirmed(entry: ContainerState) -> bool:
     return not entry.state.confirmed
 
 
-def _merge_metadata(tracker: Tracker, metadata: Metadata) -> None:
+def _merge_metadata(tracker: Tracker, metadata: Metadata, now: Instant) -> None:
     """Store listed metadata unless the window's events brought newer metadata or a deletion."""
     entry = tracker.find(metadata.key)
-    if entry is None or not entry.touched or not _is_stale(entry, metadata):
+    if entry is None or not entry.touched or not _is_stale(entry, metadata, now):
         tracker.update_metadata(metadata)
 
 
@@ -125,8 +125,11 @@ def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task 
     return (task is not None and task.pid not in (0, run.pid)) or metadata.created_at > run.since
 
 
-def _is_stale(entry: ContainerState, metadata: Metadata) -> bool:
+def _is_stale(entry: ContainerState, metadata: Metadata, now: Instant) -> bool:
+    """Return whether listed metadata is older than the known one; false if the clock was set back since that."""
     known, listed = _revision(entry.metadata), _revision(metadata)
+    if max(*known, entry.deleted_at) > now.wall:
+        return False
     if entry.deleted:
         return listed[0] <= max(known[0], entry.deleted_at)
     return listed < known

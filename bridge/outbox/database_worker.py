@@ -52,7 +52,6 @@ _TRANSIENT_ERROR_HINTS = {
     sqlite3.SQLITE_CANTOPEN: "free space on its disk, or fix the permissions of the file and its directory",
     sqlite3.SQLITE_BUSY: "stop the other program that has it open",
     sqlite3.SQLITE_LOCKED: "stop the other program that has it open",
-    sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
     sqlite3.SQLITE_PROTOCOL: "stop the other program that has it open",
 }
 _PERMISSION_CODES = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
@@ -225,7 +224,7 @@ class DatabaseWorker:
             path = self._directory.database
             self._fatal_error = StateError(f"{path}: removed while in use; restart whalebridge")
             raise self._fatal_error from error
-        except (*_DATABASE_ERRORS, OSError) as error:
+        except (*_DATABASE_ERRORS, OSError, MemoryError) as error:
             self._close_database()
             if not _is_corruption(error):
                 raise _transient_error(error, self._directory) from error
@@ -235,6 +234,9 @@ class DatabaseWorker:
                 "restart whalebridge to start with a new database and a snapshot"
             )
             raise self._fatal_error from error
+        except BaseException:
+            self._close_database()  # otherwise the next job would be within this transaction
+            raise
 
     def _close_database(self) -> None:
         if self._database is not None:
@@ -281,7 +283,7 @@ def _open_error(error: BaseException, directory: StateDirectory) -> BridgeError 
             return StateError(str(_transient_error(error, directory)))
         case sqlite3.Error() if _sqlite_code(error) in _PERMISSION_CODES:
             return StateError(str(_transient_error(error, directory)))
-        case sqlite3.Error() | OSError():
+        case sqlite3.Error() | OSError() | MemoryError():
             return _transient_error(error, directory)
         case _:
             return None
@@ -305,6 +307,8 @@ def _transient_error(error: Exception, directory: StateDirectory) -> TransientEr
     if isinstance(error, OSError):
         hint = "free space on it" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
         return TransientError(f"{error.filename or directory.path}: {error.strerror}; {hint}")
+    if isinstance(error, MemoryError):  # sqlite3's for SQLITE_NOMEM
+        return TransientError(f"{directory.database}: out of memory; give whalebridge more memory")
     code = _sqlite_code(error)
     if code not in _TRANSIENT_ERROR_HINTS:
         raise error

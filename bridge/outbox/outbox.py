@@ -84,13 +84,17 @@ class StoredOutbox:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._writer_task is not None:
-            self._writer_task.cancel()
-            await asyncio.wait([self._writer_task])
-            await self._finish_writing()
-        # It may be slow, or opening may be in progress: then the end of the process unlocks.
-        await completes_within(RELEASE_SECONDS, self._clock, self._worker.close())
-        await self._tasks.__aexit__(None, None, None)
+        try:
+            if self._writer_task is not None:
+                self._writer_task.cancel()
+                await asyncio.wait([self._writer_task])
+                await self._finish_writing()
+        finally:  # also if this is canceled
+            try:
+                # It may be slow, or opening may be in progress: then the end of the process unlocks.
+                await completes_within(RELEASE_SECONDS, self._clock, self._worker.close())
+            finally:
+                await self._tasks.__aexit__(None, None, None)
 
     async def open(self, on_locked: Callable[[Path], Awaitable[None]] | None = None) -> None:
         """Lock the directory, call ``on_locked`` with it, and open the database; in memory, there is no directory.

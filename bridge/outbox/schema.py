@@ -5,6 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+from bridge.core.errors import StateError
+
+MIN_SQLITE = (3, 35)  # for RETURNING
 APPLICATION_ID = 0x7768_6272  # "whbr"; SQLite stores it in the file's header, like the format's number
 
 # Chunks: see chunks.py.
@@ -81,9 +84,13 @@ def detect_format(connection: sqlite3.Connection, newest: int = len(MIGRATIONS))
     """Return the format of a database, 0 for an empty one, without changing it.
 
     Raises:
+        StateError: SQLite is too old: it would reject statements, as if the file were corrupt.
         UnknownFormatError: The database is another program's.
         NewerFormatError: The format is newer than ``newest``.
     """
+    if sqlite3.sqlite_version_info < MIN_SQLITE:
+        needed = ".".join(map(str, MIN_SQLITE))
+        raise StateError(f"state_dir requires SQLite {needed} or newer, but Python uses {sqlite3.sqlite_version}")
     application = _pragma(connection, "application_id")
     format_ = _pragma(connection, "user_version")
     if application != APPLICATION_ID and (application or format_ or not _is_empty(connection)):

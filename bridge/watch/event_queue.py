@@ -215,12 +215,16 @@ class EventQueue:
                 item.metadata, failure = self._metadata_from_event(event), None
                 break
             else:
-                recreated = metadata is not None and (metadata.created_at or 0) > event.at
-                item.metadata = self._metadata_from_event(event) if metadata is None or recreated else metadata
+                use_event = metadata is None or self._is_recreated(metadata, event)
+                item.metadata = self._metadata_from_event(event) if use_event else metadata
                 failure = None
                 break
         item.fetch, item.failure = None, failure
         self._changed.set()
+
+    def _is_recreated(self, metadata: Metadata, event: ContainerEvent) -> bool:
+        """Return whether the container was created after the event; false if the clock was set back since then."""
+        return event.at < (metadata.created_at or 0) <= self._clock.now().wall
 
     def _log_failure(self, key: ContainerKey, error: UnreadableError) -> None:
         text = str(error)

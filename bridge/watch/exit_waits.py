@@ -32,7 +32,7 @@ class ExitWaits:
     Args:
         calls: The calls to containerd; closed with the waits.
         report: Called with the container, pid and exit status of each task that has exited, and of each that is gone.
-            ``remove`` must follow when that is processed.
+            ``remove`` or ``repeat`` must follow when that is processed.
         is_replaced: Whether another task is known to have taken the place of a container's task with this pid.
     """
 
@@ -49,7 +49,7 @@ class ExitWaits:
         self._is_replaced = is_replaced
         self._waits: dict[tuple[ContainerKey, int], _Wait] = {}  # until their results are processed
         self._counts: Counter[ContainerKey] = Counter()
-        self._repeats: Schedule[tuple[ContainerKey, int]] = Schedule()  # of failed calls
+        self._repeats: Schedule[tuple[ContainerKey, int]] = Schedule()
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -71,8 +71,16 @@ class ExitWaits:
         if not self._counts[key]:
             del self._counts[key]
 
-    async def repeat_failed(self) -> None:
-        """Repeat failed calls, with growing delays, without end."""
+    def repeat(self, key: ContainerKey, pid: int) -> None:
+        """Call again later, with growing delays: the call has failed, or returned the exit of an earlier task."""
+        wait, now = self._waits[key, pid], self._now()
+        wait.failures = 1 if now - wait.started_at >= RETRIES.reset_after * SECOND else wait.failures + 1
+        delay = RETRIES.delay(wait.failures, self._clock.random())
+        self._repeats.add((key, pid), now + round(delay * SECOND))
+        self._changed.set()
+
+    async def repeat_calls(self) -> None:
+        """Make the calls that are to be repeated, without end."""
         while True:
             due = self._repeats.next_due()
             with suppress(TimeoutError):
@@ -101,11 +109,7 @@ class ExitWaits:
     def end(self, wait: _Wait, result: ExitStatus | BridgeError | None) -> None:
         """Process the end of a call."""
         if isinstance(result, BridgeError):  # the exit event, the delete event or the audit reports the exit as well
-            now = self._now()
-            wait.failures = 1 if now - wait.started_at >= RETRIES.reset_after * SECOND else wait.failures + 1
-            delay = RETRIES.delay(wait.failures, self._clock.random())
-            self._repeats.add((wait.key, wait.pid), now + round(delay * SECOND))
-            self._changed.set()
+            self.repeat(wait.key, wait.pid)
         else:
             self._report(wait.key, wait.pid, ExitStatus(None, None) if result is None else result)
 

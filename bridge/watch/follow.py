@@ -76,7 +76,7 @@ class Connection:
         self._tasks = tasks
         self.state.event_queue.reconnect()
         self.state.second_bridges.restart_silence()
-        for loop in (self._receive, self._process, self._verify, self._exit_waits.repeat_failed):
+        for loop in (self._receive, self._process, self._verify, self._exit_waits.repeat_calls):
             tasks.create_task(loop())
 
     async def pass_marker(self) -> Instant:
@@ -305,8 +305,10 @@ class Connection:
         self.state.event_queue.put_call(lambda: self._apply_wait(key, pid, exit_status), keep=True)  # an exit is final
 
     def _apply_wait(self, key: ContainerKey, pid: int, exit_status: ExitStatus) -> None:
-        """Apply an exit; the next task may have got the same pid while the wait was pending."""
+        """Apply an exit. If it is that of an earlier task with the same pid, continue to wait for the present one."""
+        entry, exited_at = self.state.tracker.find(key), exit_status.exited_at
+        if entry is not None and entry.current_pid == pid and exited_at and entry.state.is_over(pid, exited_at):
+            self._exit_waits.repeat(key, pid)
+            return
         self._exit_waits.remove(key, pid)
         self.state.tracker.apply_wait_result(key, pid, exit_status, self.state.clock.now())
-        if exit_status.exited_at is not None:
-            self._wait_for_exit(key, pid)

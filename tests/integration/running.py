@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from bridge.containerd.methods import PUBLISH
-from bridge.containerd.protos.events_pb2 import PublishRequest
+from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.containerd.protos.envelopes_pb2 import Envelopes
 from tests.bridge_process import RecordDict, running_after, transitions
 from tests.eventually import eventually
 from tests.testbed.containerd import Containerd
@@ -78,11 +78,14 @@ def suspended(*pids: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def publish_event(engine: Containerd, topic: str, type_name: str, value: bytes) -> None:
-    """Publish an event through containerd, as another program would."""
-    request = PublishRequest(topic=topic, event={"type_url": type_name, "value": value})
+def publish_event(engine: Containerd, topic: str, type_name: str, value: bytes, at: int | None = None) -> None:
+    """Forward an event through containerd, as shims do; ``at`` is its time in ns, by default now."""
+    envelope = Envelope(namespace="default", topic=topic, event={"type_url": type_name, "value": value})
+    envelope.timestamp.FromNanoseconds(time.time_ns() if at is None else at)
+    request = Envelopes(envelopes=[envelope.SerializeToString()])  # encoded like containerd's ForwardRequest
     with grpc.insecure_channel(
         f"unix://{engine.address}", options=[("grpc.default_authority", "localhost")]
     ) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PUBLISH.path)
+        path = "/containerd.services.events.v1.Events/Forward"
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
         call(request.SerializeToString(), metadata=(("containerd-namespace", "default"),), timeout=10)

@@ -31,21 +31,28 @@ def changes(records: list[RecordDict], id_: str) -> list[tuple[str, int | None]]
     ]
 
 
-def publish(engine: Containerd, *events: Message) -> None:
+def time_of(record: RecordDict) -> int:
+    """Return the time of a record in ns."""
+    return round(datetime.fromisoformat(record["timestamp"]).timestamp() * 1_000_000) * 1_000
+
+
+def publish(engine: Containerd, *events: tuple[Message, int]) -> None:
+    """Publish events with the given times, in ns."""
     topics = {TaskCreate: "create", TaskStart: "start", TaskExit: "exit", TaskDelete: "delete"}
-    for event in events:
-        publish_event(engine, f"/tasks/{topics[type(event)]}", event.DESCRIPTOR.full_name, event.SerializeToString())
+    for event, at in events:
+        topic, name = f"/tasks/{topics[type(event)]}", event.DESCRIPTOR.full_name
+        publish_event(engine, topic, name, event.SerializeToString(), at)
 
 
-def exit_of(id_: str, pid: int, status: int, *, process: str = "") -> TaskExit:
+def exit_of(id_: str, pid: int, status: int, at: int, *, process: str = "") -> tuple[TaskExit, int]:
     event = TaskExit(container_id=id_, id=process or id_, pid=pid, exit_status=status)
-    event.exited_at.FromNanoseconds(time.time_ns())
-    return event
+    event.exited_at.FromNanoseconds(at)
+    return event, at
 
 
 @pytest.mark.parametrize("stopped_task", ["kept", "deleted"])
 def test_fault_10_repeated_exit_events_change_nothing(engine: Containerd, tmp_path: Path, stopped_task: str) -> None:
-    """containerd repeats an exit event, also with a made-up status and time, and repeats the events before it."""
+    """Start and exit events are repeated; containerd makes up another exit, as for a shim that has died."""
     id_, last = unique_id(engine, f"twice-{stopped_task}"), unique_id(engine, f"last-{stopped_task}")
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_synced()
@@ -57,8 +64,9 @@ def test_fault_10_repeated_exit_events_change_nothing(engine: Containerd, tmp_pa
         bridge.wait(lambda records: len(changes(records, id_)) == 2, "its exit")
         if stopped_task == "deleted":
             engine.ctr("task", "delete", id_)
-        start = TaskStart(container_id=id_, pid=pid)
-        publish(engine, exit_of(id_, pid, 3), exit_of(id_, pid, 137), start, exit_of(id_, pid, 137))
+        started, exited = (time_of(each) for each in transitions(bridge.records()) if each["id"] == id_)
+        start, made_up = (TaskStart(container_id=id_, pid=pid), started), exit_of(id_, pid, 137, time.time_ns())
+        publish(engine, exit_of(id_, pid, 3, exited), made_up, start, made_up)
         engine.ctr("run", "--rm", "--null-io", IMAGE, last, "true")
         records = bridge.wait(lambda records: len(changes(records, last)) == 2, "the last exit")
     check_stream(records)
@@ -70,13 +78,19 @@ def test_fault_11_events_in_wrong_order_give_well_formed_runs(engine: Containerd
     first, second = NO_PID + 1, NO_PID + 2
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_synced()
-        publish(engine, exit_of(early, first, 5), TaskStart(container_id=early, pid=first))
-        delete = TaskDelete(container_id=deleted, id=deleted, pid=first, exit_status=6)
-        publish(engine, TaskStart(container_id=deleted, pid=first), delete, exit_of(deleted, first, 6))
-        publish(engine, TaskCreate(container_id=unstarted, pid=first), exit_of(unstarted, first, 7))
-        publish(engine, TaskDelete(container_id=unstarted, id=unstarted, pid=first, exit_status=7))
-        publish(engine, TaskCreate(container_id=unstarted, pid=second), TaskStart(container_id=unstarted, pid=second))
-        publish(engine, exit_of(unstarted, second, 8))
+        began = time.time_ns()
+        start = TaskStart(container_id=early, pid=first)
+        publish(engine, exit_of(early, first, 5, began + 1), (start, began))
+        start, delete = (
+            TaskStart(container_id=deleted, pid=first),
+            TaskDelete(container_id=deleted, id=deleted, pid=first),
+        )
+        delete.exit_status = 6
+        publish(engine, (start, began), (delete, began + 2), exit_of(deleted, first, 6, began + 1))
+        create, delete = TaskCreate(container_id=unstarted, pid=first), TaskDelete(container_id=unstarted, id=unstarted)
+        publish(engine, (create, began), exit_of(unstarted, first, 7, began + 1), (delete, began + 2))
+        create, start = TaskCreate(container_id=unstarted, pid=second), TaskStart(container_id=unstarted, pid=second)
+        publish(engine, (create, began + 3), (start, began + 4), exit_of(unstarted, second, 8, began + 5))
         records = bridge.wait(
             lambda records: all(len(changes(records, id_)) == 2 for id_ in (early, deleted, unstarted)), "all runs"
         )
@@ -96,7 +110,7 @@ def test_fault_12_exits_of_exec_processes_publish_nothing(engine: Containerd, tm
             engine.ctr("task", "exec", "--exec-id", f"e{number}", id_, command, check=False)
         engine.ctr("task", "kill", "--signal", "SIGKILL", id_)
         bridge.wait(lambda records: len(changes(records, id_)) == 2, "its exit")
-        publish(engine, exit_of(id_, NO_PID + 3, 9, process="late-exec"))
+        publish(engine, exit_of(id_, NO_PID + 3, 9, time.time_ns(), process="late-exec"))
         engine.ctr("run", "--rm", "--null-io", IMAGE, last, "true")
         records = bridge.wait(lambda records: len(changes(records, last)) == 2, "the last exit")
     check_stream(records)

@@ -20,7 +20,6 @@ import structlog
 
 from bridge.app import _cancel
 from bridge.clock import SystemClock
-from bridge.core.container_metadata import display_id
 from bridge.core.containerd_model import ContainerKey, Instant, TaskStatus
 from bridge.core.errors import BridgeError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
@@ -36,7 +35,7 @@ from tests.simulator.client import InProcessClient
 from tests.simulator.containerd import SimulatedContainerd
 from tests.simulator.disk import Disk, SimulatedOutbox, dead_letters_on
 from tests.simulator.faults import ALL
-from tests.simulator.shims import ObservedState
+from tests.simulator.shims import ObservedState, run_id
 from tests.simulator.state import SimulatedRpcError
 from tests.virtual_time import VirtualClock, VirtualTimeLoop
 
@@ -203,12 +202,12 @@ class World:
     ``committed`` are the published records with the times of their commits, ``trace`` is everything that happened.
     """
 
-    def __init__(self, seed: int, *, steps: int = 40, reuse_pids: bool = False) -> None:
+    def __init__(self, seed: int, *, steps: int = 40) -> None:
         self.seed = seed
         self.rng = rng = Random(f"{seed}/world")  # noqa: S311
         self.trace: list[str] = []
         self.clock = VirtualClock()
-        self.state = ObservedState(self.clock, rng, self.log, reuse_pids=reuse_pids)
+        self.state = ObservedState(self.clock, rng, self.log, reuse_pids=seed % 4 == 2)
         self.containerd = SimulatedContainerd(version=rng.choice(["1.6", "2.4"]), state=self.state)
         self.containerd.faults.shim_timeout_seconds = 2
         self.disk = Disk(rng) if rng.random() < 0.85 else None
@@ -267,6 +266,8 @@ class World:
 
     def start_bridge(self) -> None:
         self._bridges += 1
+        if self.disk is None:
+            self.clock.advance(0.001)  # a start takes longer, and so each has an epoch of its own
         self.state.process = self._bridges
         self.log(f"--- bridge {self._bridges} starts")
         self.bridge = Bridge(self, self._bridges)
@@ -550,9 +551,9 @@ class World:
 
     def _excuse_runs(self) -> None:
         """Note that the process may have received events of runs that it did not store: these are in a gap."""
-        ended = {(r["id"], r["container"]["incarnation"]) for _, r in self.committed if r["type"] == "exited"}
-        for run in self.state.runs.values():
-            if (display_id(run.key), f"{run.boot}-{run.pid}") not in ended:
+        ended = {run_id(record, record["exit"]["at"]) for _, record in self.committed if record["type"] == "exited"}
+        for run in self.state.runs:
+            if run.id not in ended:
                 run.excused = True
 
     def _filters(self) -> None:

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from bridge.containerd import decode
 from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.core.container_metadata import display_id
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -23,6 +25,7 @@ from bridge.core.containerd_model import (
     TaskStarted,
     Undecodable,
 )
+from bridge.core.record_encoder import rfc3339
 from tests.simulator.state import KILLED, SimulatedTask, State
 from tests.virtual_time import VirtualClock
 
@@ -51,6 +54,17 @@ class TrueRun:
     unreliable: bool = False
     excused: bool = False
 
+    @property
+    def id(self) -> tuple[Any, ...]:
+        """Return what `run_id` returns for the ``exited`` record of the run; a pid alone may be that of several."""
+        return display_id(self.key), self.boot, self.pid, self.exited_at and rfc3339(self.exited_at)
+
+
+def run_id(record: dict[str, Any], exited_at: str | None) -> tuple[Any, ...]:
+    """Return the display id, boot, pid and exit time of the run of a record."""
+    container = record["container"]
+    return record["id"], container["incarnation"][:8], container["pid"], exited_at
+
 
 class ObservedState(State):
     """State with a history of all runs, and with faults of the way from a shim to the bridge.
@@ -67,7 +81,8 @@ class ObservedState(State):
         self.silent: set[ContainerKey] = set()
         self.boot = "boot-001"
         self.process = 0
-        self.runs: dict[tuple[str, ContainerKey, int], TrueRun] = {}
+        self.runs: list[TrueRun] = []
+        self._newest_runs: dict[tuple[str, ContainerKey, int], TrueRun] = {}
         self.missed: list[int] = []
         self._lagged: list[tuple[Listener, Envelope]] = []
         self._lagging = False
@@ -78,14 +93,15 @@ class ObservedState(State):
             self._pids = self._reused_pids()  # type: ignore[assignment] # an iterator as well
 
     def run_of(self, key: ContainerKey, pid: int) -> TrueRun | None:
-        return self.runs.get((self.boot, key, pid))
+        """Return the newest run of a container with this pid."""
+        return self._newest_runs.get((self.boot, key, pid))
 
     # --- operations ---
 
     def stop_without_event(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
         task = super().stop_without_event(key, status)
         if run := self.run_of(key, task.pid):
-            run.exited_at = self.now()
+            run.exited_at = task.exited_at
             run.statuses.add(status)
         return task
 
@@ -210,7 +226,8 @@ class ObservedState(State):
             return None
         if isinstance(event, TaskCreated):
             run = TrueRun(event.key, event.pid, self.boot, dict(self.container(event.key).labels))
-            self.runs[self.boot, event.key, event.pid] = run
+            self._newest_runs[self.boot, event.key, event.pid] = run
+            self.runs.append(run)
             return run
         run = self.run_of(event.key, event.pid)
         if run is not None and isinstance(event, TaskStarted):
@@ -229,4 +246,4 @@ class ObservedState(State):
     def _reused_pids(self) -> Iterator[int]:
         while True:
             used = {c.task.pid for each in self.namespaces.values() for c in each.values() if c.task is not None}
-            yield self._rng.choice([pid for pid in range(100, 120) if pid not in used])
+            yield self._rng.choice([pid for pid in range(100, 110) if pid not in used])

@@ -262,6 +262,15 @@ def test_reconcile_takes_newer_metadata_when_window_has_update(
     assert metadata_of(tracker) == expected
 
 
+def test_reconcile_takes_listed_metadata_when_clock_was_set_back() -> None:
+    tracker = tracker_after_gap()
+    tracker.update_metadata(make_metadata(labels={"is": "old"}, created_at=wall(7000)))
+    tracker.process_event(UPDATED, moment(2))
+    recreated = make_metadata(labels={"is": "new"}, created_at=wall(1.5))
+    merge(tracker, listing(task(5), containers=[recreated]))
+    assert metadata_of(tracker) == recreated
+
+
 def test_reconcile_takes_listed_metadata_when_timestamps_equal() -> None:
     tracker = tracker_after_gap()
     tracker.update_metadata(make_metadata(labels=None, updated_at=5))

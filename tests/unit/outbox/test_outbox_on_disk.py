@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from bridge.core.errors import StateError
 from bridge.outbox import database, database_worker, schema
 from bridge.outbox.chunks import WriteBatch
 from bridge.outbox.database import Database
+from bridge.outbox.database_worker import validate_directory
 from bridge.outbox.outbox import StoredOutbox
-from bridge.outbox.state_directory import creation_time
+from bridge.outbox.state_directory import StateDirectory, creation_time
+from bridge.outbox.writer import Writer
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import append_in_batches, loss_range, read_all
 from tests.eventually import eventually_async
@@ -431,6 +434,28 @@ async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypat
         pass
 
 
+async def test_canceled_close_releases_the_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finishing = asyncio.Event()
+
+    async def hang(_: Writer) -> None:
+        finishing.set()
+        await asyncio.Event().wait()
+
+    async def open_and_close() -> None:
+        async with open_outbox(path):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "finish", hang)
+        closing_outbox = asyncio.create_task(open_and_close())
+        await finishing.wait()
+        closing_outbox.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing_outbox
+    async with asyncio.timeout(10), open_outbox(path):
+        pass
+
+
 # --- formats ---
 
 
@@ -442,6 +467,23 @@ async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, 
     with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99"):
         async with open_outbox(path):
             pass
+    assert (path / "outbox.db").read_bytes() == before
+
+
+async def test_old_sqlite_is_rejected_and_file_left_unchanged(
+    path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
+) -> None:
+    """Otherwise, the statements that it does not know would look as if the file were corrupt."""
+    async with open_outbox(path) as outbox:
+        await outbox.append(RecordFactory().started_records(3))
+    before = (path / "outbox.db").read_bytes()
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
+    with golden.error("outbox_errors", "old SQLite", StateError, "3.34.1"):
+        async with open_outbox(path):
+            pass
+    with raises_naming(StateError, "3.34.1"):
+        validate_directory(StateDirectory(path))
     assert (path / "outbox.db").read_bytes() == before
 
 
@@ -674,6 +716,7 @@ class FailingDatabase(Database):
     error_at_reset: sqlite3.Error | None = None
     error_before_write: sqlite3.Error | None = None
     error_after_write: sqlite3.Error | None = None
+    error_within_write: Exception | None = None
     open_count = 0
     batches: list[WriteBatch] = []  # noqa: RUF012 (reset by the fixture)
 
@@ -691,11 +734,17 @@ class FailingDatabase(Database):
     def write(self, batch: WriteBatch) -> dict[str, int]:
         if self.error_before_write is not None:
             raise self.error_before_write
+        if self.error_within_write is not None:
+            self.fail_within_transaction(self.error_within_write)
         uptimes = super().write(batch)
         self.batches.append(batch)
         if self.error_after_write is not None:
             raise self.error_after_write
         return uptimes
+
+    def fail_within_transaction(self, error: Exception) -> None:
+        with self._transaction():
+            raise error
 
 
 def io_error(code: int, text: str) -> sqlite3.Error:
@@ -742,6 +791,29 @@ async def test_failed_write_is_retried_on_new_connection(
     async with open_outbox(path) as outbox:
         assert dict(outbox.load_checkpoint().values) == {"key": b"value"}
         assert outbox.depth("s") == 0
+
+
+async def test_failure_within_transaction_leaves_file_in_place(
+    path: Path, disk: type[FailingDatabase], golden: Golden
+) -> None:
+    """sqlite3 raises MemoryError, which is not a ``sqlite3.Error``, if SQLite runs out of memory."""
+    clock, factory = ManualClock(), RecordFactory()
+    async with open_outbox(path, clock=clock) as outbox:
+        await outbox.append(factory.started_records(2))
+        disk.error_within_write = MemoryError()
+        appending = asyncio.create_task(outbox.append(factory.started_records(2)))
+        await eventually_async(lambda: clock.sleeper_count)
+        assert outbox.last_error is not None
+        golden.entry("outbox_errors", "out of memory", outbox.last_error)
+        disk.error_within_write = None
+        clock.advance(10)
+        await appending
+        assert sequences(await read_all(outbox)) == [1, 2, 3, 4]
+        job = partial(FailingDatabase.fail_within_transaction, error=ZeroDivisionError())
+        with pytest.raises(ZeroDivisionError):
+            await outbox._worker.run_once(job)
+        await outbox.append(factory.started_records(1))
+    assert not list(path.glob("*.corrupt-*"))
 
 
 async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingDatabase]) -> None:

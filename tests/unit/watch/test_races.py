@@ -251,6 +251,16 @@ async def test_short_run_is_published_without_name_of_next_container() -> None:
     assert [each["container"]["name"] for each in running.documents if each["id"]] == ["web", "web", "second"]
 
 
+async def test_metadata_is_used_when_clock_was_set_back_since_creation() -> None:
+    client = HookedClient()
+    async with synced_watch(client) as running:
+        client.add(WEB, "named", created_at=running.clock.now().wall + 7200 * SECOND)
+        client.run(WEB, 10)
+        client.stream.put(*start_events(WEB, 10))
+        await running.eventually(lambda: len(running.transitions) == 1)
+    assert running.documents[-1]["container"]["name"] == "named"
+
+
 async def test_received_events_are_published_on_shutdown() -> None:
     client = HookedClient()
     async with synced_watch(client) as running:

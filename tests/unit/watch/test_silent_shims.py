@@ -12,6 +12,8 @@ from bridge.core.containerd_model import (
     ContainerKey,
     Event,
     Task,
+    TaskCreated,
+    TaskExited,
     TaskStarted,
     TaskStatus,
 )
@@ -118,6 +120,37 @@ async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
     assert running.documents[-1]["exit"]["status"] == 3
     assert len(waited_at) == 5
     assert 15 <= waited_at[-1] - waited_at[0] <= 30
+
+
+async def test_task_killed_before_its_start_is_waited_for_once() -> None:
+    client = HookedClient()
+    async with synced_watch(client) as running:
+        client.state.create(WEB)
+        client.stream.put(TaskCreated(WEB, running.clock.now().wall, client.state.create_task(WEB)))
+        await running.eventually(lambda: client.calls["wait_for_exit"] == 1)
+        client.state.exit(WEB)
+        await asyncio.sleep(10)
+    assert client.calls["wait_for_exit"] == 1
+
+
+async def test_next_task_with_the_same_pid_is_waited_for() -> None:
+    """The next task has started by the time that the result of the wait for the earlier one is processed."""
+    client = HookedClient({WEB: 10})
+    async with synced_watch(client) as running:
+        await asyncio.sleep(1)
+        task, now = client.state.stop_without_event(WEB, 3), running.clock.now().wall
+        running.clock.advance(3e-9)
+        client.run(WEB, 10)
+        exited = TaskExited(WEB, now, "", 10, 3, now)
+        client.stream.put(exited, TaskCreated(WEB, now + 1, 10), TaskStarted(WEB, now + 2, 10))
+        task.exited_at = now
+        await asyncio.sleep(10)
+        client.state.stop_without_event(WEB, 7)
+        client.remove_task(WEB)
+        await running.eventually(lambda: len(running.transitions) == 4)
+    exits = [each["exit"]["status"] for each in running.documents if each["type"] == "exited"]
+    assert exits == [3, 7]
+    assert client.calls["wait_for_exit"] == 2
 
 
 async def test_every_task_is_waited_for() -> None:
