@@ -176,6 +176,13 @@ def decode(values: Mapping[str, bytes]) -> Checkpoint:
     Raises:
         ValueError: A key or value is invalid.
     """
+    try:
+        return _decode(values)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _decode(values: Mapping[str, bytes]) -> Checkpoint:
     checkpoint = Checkpoint()
     entries: dict[ContainerKey, ContainerState] = {}
     for key, value in values.items():

@@ -127,7 +127,7 @@ Evidence: TypeAlias = PendingExit | UnconfirmedStart | FoundTask | StoppedTask |
 _E = TypeVar("_E", PendingExit, UnconfirmedStart, FoundTask, StoppedTask, WaitedExit, OOMKill)
 
 
-class TaskState(Struct, frozen=True):
+class TaskState(Struct, frozen=True, gc=False):  # like all that it contains, it is part of no cycle
     """State of the task of one container id.
 
     ``evidence`` is in the order of arrival, one of each kind per pid. ``unknown``: a task query has failed while no
@@ -219,7 +219,7 @@ NEW_TASK_STATE = TaskState()
 # --- what is published ---
 
 
-class Incarnation(Struct):
+class Incarnation(Struct, gc=False):
     """The run of a container as consumers know it; the task is running.
 
     ``in_scope``: the container filter matches, decided once per incarnation. ``preexisting``: the run began before the
@@ -236,7 +236,7 @@ class Incarnation(Struct):
 NO_INCARNATION = Incarnation(pid=0, id="", paused=False, in_scope=False)
 
 
-class ExitInfo(Struct, frozen=True, array_like=True):
+class ExitInfo(Struct, frozen=True, array_like=True, gc=False):
     """How a task exited, as far as known; ``oom`` is None if it is unknown whether the kernel killed for memory."""
 
     status: int | None = None

@@ -279,7 +279,10 @@ def parse_record(data: bytes) -> Record:
     Raises:
         ValueError: The bytes are not a record.
     """
-    fields = _ROUTING_DECODER.decode(data)
+    try:
+        fields = _ROUTING_DECODER.decode(data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     return Record(
         fields.epoch,
         fields.sequence,

@@ -16,7 +16,7 @@ state, late and repeatedly, and whalewatcher, which defines the tasks that count
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -124,7 +124,7 @@ class Disconnected(Struct, frozen=True):
 # --- effects ---
 
 
-class Started(Struct, frozen=True):
+class Started(Struct, frozen=True, gc=False):
     """A run has started. A preexisting one is first published as ``present`` instead of ``started``."""
 
     pid: int
@@ -133,7 +133,7 @@ class Started(Struct, frozen=True):
     preexisting: bool
 
 
-class PauseChanged(Struct, frozen=True):
+class PauseChanged(Struct, frozen=True, gc=False):
     """The run was paused or resumed."""
 
     paused: bool
@@ -141,7 +141,7 @@ class PauseChanged(Struct, frozen=True):
     at: int
 
 
-class Exited(Struct, frozen=True):
+class Exited(Struct, frozen=True, gc=False):
     """The run has ended. ``hold``: it ended just now, so an OOM event may still arrive."""
 
     origin: Origin
@@ -155,7 +155,7 @@ class ReleaseExit(Struct, frozen=True):
     """An exit that is held must be published: from now on, an OOM event may be another task's."""
 
 
-class QueryTask(Struct, frozen=True):
+class QueryTask(Struct, frozen=True, gc=False):
     """Query the task at ``due`` (monotonic); 0: immediately."""
 
     due: int = 0
@@ -199,7 +199,6 @@ Effect: TypeAlias = (
 )
 Effects: TypeAlias = list[Effect]
 Handler: TypeAlias = Callable[[TaskState, Any, Instant, Effects], TaskState]
-_T = TypeVar("_T", CreatedTask, ExitedTask)
 
 _QUERY_NOW, _CANCEL_QUERY, _RELEASE_EXIT = QueryTask(), CancelQuery(), ReleaseExit()
 _BEGIN_CHECKS, _END_CHECKS, _END_CHECKS_OF_RUN = BeginChecks(), EndChecks(), EndChecks(resume=True)
@@ -247,7 +246,7 @@ def _expect_exit(state: TaskState, event: ContainerDeleted, now: Instant, effect
 def _create(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
     """Expect the start, and begin start checks. If the task is known, the event is late."""
     if (state.exited or state.created or state.evidence) and _is_late_creation(state, event, now):
-        return _note_late_creation(state, event, effects)
+        return _note_late_creation(state, event, now, effects)
     effects.append(_RELEASE_EXIT)
     pid, evidence = event.pid, state.evidence
     if evidence:
@@ -255,12 +254,11 @@ def _create(state: TaskState, event: TaskCreated, now: Instant, effects: Effects
             state = _finish(state, pid, now, effects)
         evidence = tuple(each for each in state.evidence if each.pid != pid and not isinstance(each, StoppedTask))
     effects.append(_BEGIN_CHECKS)
-    created = CreatedTask(pid, event.at)
     return TaskState(
         state.task if isinstance(state.task, Running) else Created(pid),
         evidence,
         state.unknown,
-        _remember(state.created, created, MAX_CREATED) if state.created else (created,),
+        _remember_created(state, pid, event.at),
         state.exited,
         state.last_change,
     )
@@ -271,7 +269,7 @@ def _create_while_running(state: TaskState, event: TaskCreated, now: Instant, ef
     same pid, or is one of many, end the run at once."""
     run = _run_of(state)
     if _is_late_creation(state, event, now):
-        return _note_late_creation(state, event, effects)
+        return _note_late_creation(state, event, now, effects)
     if event.pid == run.pid:
         return _create(_exit(state, "inferred", event.at - 1, _UNKNOWN_EXIT, effects), event, now, effects)
     if sum(each.pid != run.pid and not state.is_over(each.pid, each.at) for each in state.created) == MAX_CREATED:
@@ -285,25 +283,30 @@ def _create_while_running(state: TaskState, event: TaskCreated, now: Instant, ef
 def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> bool:
     """Return whether the creation is that of a known task, rather than of another one that has got the same pid."""
     pid, at = event.pid, event.at
-    exited, created, pending = state.find_exited(pid), state.find_created(pid), state.find(PendingExit, pid)
-    if created is None and state.running is not None and state.running.pid == pid:
-        return True  # the creation of the running task was not seen so far
-    if exited is None and created is None and pending is None:
+    exited, run = state.find_exited(pid), state.task
+    for created in state.created:
+        if created.pid == pid and (exited is None or created.at > exited.until):
+            known_until = created.at
+            break
+    else:
+        if isinstance(run, Running) and run.pid == pid:
+            return True  # the creation of the running task was not seen so far
+        known_until = -1 if exited is None else exited.until
+    if state.evidence and (pending := state.find(PendingExit, pid)) is not None:
+        known_until = max(known_until, _time_of_exit(pending.event))
+    if known_until < 0:
         return False
-    known_until = max(
-        0 if exited is None else exited.until,
-        0 if created is None else created.at,
-        0 if pending is None else _time_of_exit(pending.event),
-    )
     return at <= known_until or _moment_if_on_time(state, at, now) is None
 
 
-def _note_late_creation(state: TaskState, event: TaskCreated, effects: Effects) -> TaskState:
+def _note_late_creation(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
     """Remember the creation if it shows that the task of a pending exit was perhaps never started."""
     effects.append(_LATE)
+    if state.find_exited(event.pid) is not None and _moment_if_on_time(state, event.at, now) is not None:
+        effects.append(_QUERY_NOW)  # or it is of another task with the same pid, after the clock was set back
     if state.find(PendingExit, event.pid) is None or state.is_over(event.pid, event.at):
         return state
-    return replace(state, created=_remember(state.created, CreatedTask(event.pid, event.at), MAX_CREATED))
+    return replace(state, created=_remember_created(state, event.pid, event.at))
 
 
 def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Effects) -> TaskState:
@@ -312,7 +315,7 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
     pid = event.pid
     exited = state.find_exited(pid) if state.exited else None
     if exited is not None and event.at <= exited.until:
-        effects.append(_DUPLICATE)
+        effects += (_DUPLICATE, _QUERY_NOW)  # or of another task with the same pid, after the clock was set back
         return state
     moment = _moment_if_on_time(state, event.at, now)
     if moment is None or exited is not None:
@@ -320,12 +323,11 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
         if moment is None or not expected:
             effects.append(_QUERY_NOW)
         if not expected:
-            return _add_unconfirmed_start(state, event, effects, late=moment is None)
+            return _add_unconfirmed_start(state, event, effects, late=True)
     if not state.evidence:  # as a rule
         return _start(state, pid, "live", event.at, effects, watched=True, moment=moment)
     for pending in state.find_all(PendingExit):
-        received = pending.deadline - PENDING_EXIT_NS
-        if pending.pid != pid or (moment is not None and moment > received):  # an exit comes after its start
+        if pending.pid != pid:
             state = _finish(state, pending.pid, now, effects)
             if moment is None:  # the exit of the other run has canceled the query
                 effects.append(_QUERY_NOW)
@@ -334,6 +336,8 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
         effects.append(QueryTask(now.monotonic + WAITED_EXIT_GRACE_NS))
     if (pending_exit := state.find(PendingExit, pid)) is not None:
         state = _apply_pending_exit(state, pending_exit, effects, hold=True)
+        if moment is not None and moment > pending_exit.deadline - PENDING_EXIT_NS:
+            effects.append(_QUERY_NOW)  # a shim sends the exit first, or another task has got the pid
     return state
 
 
@@ -394,7 +398,7 @@ def _is_repeated_exit(state: TaskState, event: TaskExited) -> bool:
 def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effects: Effects) -> TaskState:
     """End the run. If it is another task's exit, wait for that start, and query the task; without pid, only query."""
     if event.pid == _run_of(state).pid:
-        return _end_run(state, event, "live", event.at, effects)
+        return _end_run(state, event, "live", event.at, now, effects)
     if event.pid == 0:
         effects.append(_QUERY_NOW)
         return state
@@ -404,13 +408,19 @@ def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effec
     return deferred
 
 
-def _end_run(state: TaskState, event: TaskExited | TaskDeleted, origin: Origin, at: int, effects: Effects) -> TaskState:
+def _end_run(
+    state: TaskState, event: TaskExited | TaskDeleted, origin: Origin, at: int, now: Instant, effects: Effects
+) -> TaskState:
     """End the run. If the event may be that of an earlier task with the same pid, query the task."""
     if state.exited and (exited := state.find_exited(event.pid)) is not None:
         ended_at = _time_of_exit(event)
-        if ended_at < _run_of(state).since:
-            effects.append(_DUPLICATE if ended_at <= exited.until else _QUERY_NOW)
-            return state
+        if ended_at < _run_of(state).since or ended_at <= exited.until:
+            effects.append(_QUERY_NOW)
+            if event.exited_at == exited.exited_at or _moment_if_on_time(state, ended_at, now) is None:
+                effects.append(_DUPLICATE)
+                return state
+            # It is of this run if the clock was set back: its status counts if the query shows the end.
+            return _add_evidence(state, WaitedExit(event.pid, ExitStatus(event.status, event.exited_at)), effects)
     state = _exit(state, origin, at, ExitInfo(event.status, event.exited_at), effects, hold=True)
     effects.append(_RESUME_CHECKS)
     return state
@@ -429,7 +439,7 @@ def _end_checks_of(state: TaskState, event: TaskExited | TaskDeleted, now: Insta
 def _delete_while_running(state: TaskState, event: TaskDeleted, now: Instant, effects: Effects) -> TaskState:
     """End the run: the exit event is lost. Without pid, query the task."""
     if event.pid == _run_of(state).pid:
-        return _end_run(state, event, "inferred", now.wall, effects)
+        return _end_run(state, event, "inferred", now.wall, now, effects)
     if event.pid == 0:
         effects.append(_QUERY_NOW)
     return state
@@ -535,8 +545,9 @@ def _report_created(state: TaskState, input_: CreatedReported, now: Instant, eff
     if state.find_created(input_.pid) is None:
         effects.append(_BEGIN_CHECKS)
         exited = state.find_exited(input_.pid)
-        created = CreatedTask(input_.pid, max(now.wall, exited.until + 1 if exited is not None else 0))
-        state = replace(state, task=Created(input_.pid), created=_remember(state.created, created, MAX_CREATED))
+        created_at = now.wall if exited is None else max(now.wall, exited.until + 1)
+        created = _remember_created(state, input_.pid, created_at)
+        state = replace(state, task=Created(input_.pid), created=created)
     return _settle(state, now)
 
 
@@ -794,11 +805,10 @@ def _run_of(state: TaskState) -> Running:
     return state.task
 
 
-def _remember(tasks: tuple[_T, ...], task: _T, limit: int) -> tuple[_T, ...]:
-    """Return the tasks with another one, which replaces that of the same pid or, beyond ``limit``, the oldest."""
-    others = [each for each in tasks if each.pid != task.pid]
-    others.append(task)
-    return tuple(others[-limit:])
+def _remember_created(state: TaskState, pid: int, at: int) -> tuple[CreatedTask, ...]:
+    """Return the created tasks with another one, which replaces that of the same pid, or the oldest of too many."""
+    others = [each for each in state.created if each.pid != pid]
+    return (*others[1 - MAX_CREATED :], CreatedTask(pid, at))
 
 
 def _remember_exit(state: TaskState, pid: int, exited_at: int | None, noticed: int) -> TaskState:
@@ -806,23 +816,25 @@ def _remember_exit(state: TaskState, pid: int, exited_at: int | None, noticed: i
 
     Unless another task is running, the one created last is the current one.
     """
-    task, until = state.task, noticed if exited_at is None else exited_at
-    for times in state.exited:
-        if times.pid == pid and times.until > until:
-            until = times.until
-    for created in state.created:
+    task, created_tasks, until = state.task, state.created, noticed if exited_at is None else exited_at
+    others = []
+    for each in state.exited:
+        if each.pid != pid:
+            others.append(each)
+        elif each.until > until:
+            until = each.until
+    for created in created_tasks:
         if created.pid == pid and created.at > until:
             until = created.at
     if not isinstance(task, Running):
         task = NO_TASK
     elif task.pid == pid:
-        if task.start_seen and task.since > until:
+        if task.since > until and task.start_seen:
             until = task.since
         task = NO_TASK
-    ended = ExitedTask(pid, exited_at, until)
-    exited = _remember(state.exited, ended, MAX_EXITED) if state.exited else (ended,)
-    state = TaskState(task, state.evidence, state.unknown, state.created, exited, state.last_change)
-    if task is not NO_TASK or not state.created or state.created[-1].pid == pid:  # as a rule
+    exited = (*others[1 - MAX_EXITED :], ExitedTask(pid, exited_at, until))
+    state = TaskState(task, state.evidence, state.unknown, created_tasks, exited, state.last_change)
+    if task is not NO_TASK or not created_tasks or created_tasks[-1].pid == pid:  # as a rule
         return state
     return replace(state, task=state.newest_created())
 

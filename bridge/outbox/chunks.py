@@ -194,5 +194,5 @@ def parse_stored_record(document: bytes) -> Record:
     """
     try:
         return parse_record(document)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CorruptDatabaseError(f"record cannot be decoded: {error}") from error

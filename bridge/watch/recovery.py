@@ -145,7 +145,7 @@ def recover(stored: StoredCheckpoint) -> RecoveredState:
     values = stored.values
     try:
         restored = checkpoint.decode(values)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         _log.critical("checkpoint_unreadable", error=str(error))
         return RecoveredState(reason="outbox_reset", obsolete_keys=list(values))
     positions = restored.positions

@@ -15,10 +15,12 @@ import structlog
 
 from bridge.core.containerd_model import Marker
 from bridge.core.ports import Clock
+from bridge.core.time import MILLISECOND, SECOND
 from bridge.telemetry.rate_limit import RateLimiter
 
 SILENT_MARKERS = 3  # own markers that return without one of the second bridge, which sends them at the same interval
 MAX_BRIDGES = 16  # that are tracked, because clients of the proxy can publish markers of any content
+MAX_EPOCH_LEAD = 24 * 3600 * SECOND // MILLISECOND  # the same reason: our epoch must not become too large to announce
 _ANNOUNCEMENT = re.compile(r"[0-9a-f]{16}([0-9a-f]{16})([0-9a-f]{16})([0-9a-f]{12})")
 _log = structlog.get_logger(__name__)
 
@@ -63,10 +65,12 @@ class SecondBridges:
         match = _ANNOUNCEMENT.fullmatch(marker.nonce)
         if not self._publishes or match is None or match[1] != self._source or match[2] == self._bridge:
             return
+        epoch = int(match[3], 16)
+        if epoch > self._clock.now().wall // MILLISECOND + MAX_EPOCH_LEAD:
+            return
         if match[2] not in self._silent_markers and self.count >= MAX_BRIDGES:
             return
         self._silent_markers[match[2]] = 0
-        epoch = int(match[3], 16)
         if self._overlap is None:
             self._overlap = Overlap(self._clock.now().wall, epoch)
         self._overlap = self._overlap._replace(newest_epoch=max(self._overlap.newest_epoch, epoch))

@@ -89,7 +89,7 @@ def _read_checkpoint(data: bytes) -> None:
         if isinstance(key, bytes) and isinstance(value, bytes):
             values[key.decode("utf-8", "replace")] = value
     _recover(values)
-    with contextlib.suppress(ValueError, RecursionError):
+    with contextlib.suppress(ValueError):
         entries = checkpoint.decode(values).entries
         changes = [StateChange(each.key, each, each.metadata, True) for each in entries]
         encoded = {key: value for key, value in checkpoint.encode_changes(changes) if value is not None}

@@ -108,7 +108,7 @@ class Harness:
         self._preexisting_count = 0
         self._filters_changed = False
         self.start_checks = True
-        self.ambiguous_times = False  # late events of a task can look like those of another one with the same pid
+        self.ambiguous_times = False  # a late exit, or the creation of the container, can look newer than the start
         self._exits: Counter[Process] = Counter()
         self._incarnations: dict[Process, set[str]] = defaultdict(set)
 

@@ -54,7 +54,7 @@ def run_history(
     containerd = ContainerdModel(rng)
     harness = Harness(containerd)
     harness.start_checks = start_checks
-    harness.ambiguous_times = faults.clock != "steady" and (faults.late or faults.gaps or faults.lost)
+    harness.ambiguous_times = faults.clock != "steady" and (faults.gaps or faults.pids == "returning")
     if not before:
         harness.connect()
     containerd.faults = faults
@@ -135,6 +135,13 @@ def test_incarnations_are_consistent_and_converge_despite_faults(
             assert each.status in (None, without_pid, *(task.exit_status for task in tasks))
         if each.oom is False and not (faults.lost or faults.late or faults.falling_silent or clock == "random"):
             assert any(not task.oom for task in tasks)
+
+
+@hypothesis_settings
+@given(rng=rngs, length=lengths)
+def test_returning_pids_need_no_audit_when_clock_steps(rng: Random, length: int) -> None:
+    harness = run_history(rng, length, Faults(clock="stepping"), audits=False)
+    assert harness.consumer.running == harness.containerd.running()
 
 
 @hypothesis_settings

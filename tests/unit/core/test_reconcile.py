@@ -334,6 +334,17 @@ def test_reconcile_keeps_run_when_known_metadata_was_older() -> None:
     assert merge(tracker, listing(task(5), containers=[make_metadata(created_at=wall(0.1))])) == []
 
 
+def test_reconcile_reevaluates_scope_when_filters_have_changed() -> None:
+    tracker = tracker_after_gap()
+    excluded = replace(make_metadata(), in_scope=False)
+    assert reconcile(tracker, listing(task(5), containers=[excluded]), moment(10), filters_changed=True) == []
+    assert tracker.snapshot_records(moment(10)) == []
+    included = listing(task(5), containers=[make_metadata()])
+    assert reconcile(tracker, included, moment(11), filters_changed=True) == []
+    for second in (12, 13):
+        assert [each.incarnation for each in tracker.snapshot_records(moment(second))] == ["5f3c9a1e-5"]
+
+
 def test_reconcile_adds_container_recreated_after_old_deletion() -> None:
     tracker = synced_tracker()
     tracker.process_event(ContainerDeleted(WEB, wall(1)), moment(1))
@@ -387,6 +398,7 @@ def test_mismatch_found_when_listing_contradicts_incarnation(
         (task(6), {WEB}),
         (task(6, TaskStatus.CREATED), set()),
         (task(9, key=DB), {DB}),
+        (task(9, TaskStatus.STOPPED, key=DB), {DB}),
         (UNKNOWN, set()),
     ],
 )

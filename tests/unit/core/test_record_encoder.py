@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from bridge.core.container_state import ExitInfo, Transition
 from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, PodReference
-from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage, heartbeat_record, lost_record, rfc3339
+from bridge.core.record_encoder import (
+    Gap,
+    RecordEncoder,
+    SnapshotCoverage,
+    heartbeat_record,
+    lost_record,
+    parse_record,
+    rfc3339,
+)
 from bridge.core.records import Record, SourcePosition, json_schema
 from bridge.core.time import SECOND
 from tests.unit.core.factories import WEB
@@ -340,3 +348,9 @@ def test_additional_event_without_task_has_no_pid_or_incarnation(type_: Any) -> 
     assert document["type"] == type_
     assert (document["container"]["pid"], document["container"]["incarnation"], document["exit"]) == (0, "", None)
     assert (document["container"]["labels"], document["container"]["name"]) == (None, WEB.id)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"x":' + b"[" * 100_000])
+def test_parse_record_raises_when_bytes_are_not_a_record(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (msgspec chooses the messages)
+        parse_record(data)

@@ -148,7 +148,7 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
     ],
     "repeated": [
         ("created, after exit", [*ENDED, At(4, created(5, 0.1))], "count late -> NoTask"),
-        ("started, after exit", [*ENDED, At(4, started(5, 0.2))], "count duplicate -> NoTask"),
+        ("started, after exit", [*ENDED, At(4, started(5, 0.2))], "count duplicate, query -> NoTask"),
         ("exited, after exit", [*ENDED, At(4, exited(5, 1, 137))], "count duplicate -> NoTask"),
         ("created, while running", [*RUN, At(4, created(5, 0.1))], "count late -> Running"),
         ("started, while running", [*RUN, At(4, started(5, 0.2))], "count duplicate -> Running"),
@@ -171,7 +171,8 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("then an OOM event and the start", [exited(5, 3, 9), oom(3.1), At(20, started(5, 2))],
          "started live 5 @2, exited live 9 @3 oom hold -> NoTask"),
         ("overdue", [exited(5, 1, 9), OVERDUE], "started inferred 5 @40, exited live 9 @1 -> NoTask"),
-        ("overdue, then the start", [exited(5, 1, 9), OVERDUE, At(41, started(5, 0.5))], "count duplicate -> NoTask"),
+        ("overdue, then the start", [exited(5, 1, 9), OVERDUE, At(41, started(5, 0.5))],
+         "count duplicate, query -> NoTask"),
         ("overdue, task was created", [*NEW, exited(5, 2, 137), OVERDUE], "count never_started -> NoTask"),
         ("overdue, task was created, then repeated", [*NEW, exited(5, 2, 137), OVERDUE, At(41, exited(5, 2, 137))],
          "count duplicate -> NoTask"),
@@ -276,11 +277,11 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("started", [*ENDED, created(5, 2), started(5, 3)], "started live 5 @3 -> Running"),
         ("exited", [*ENDED, created(5, 2), started(5, 3), exited(5, 4, 7)], "exited live 7 @4 hold -> NoTask"),
         ("then the first exit again", [*ENDED, created(5, 2), started(5, 3), At(4, exited(5, 1))],
-         "count duplicate -> Running"),
+         "query, count duplicate -> Running"),
         ("then an exit in between", [*ENDED, created(5, 2), started(5, 3), At(4, exited(5, 1.5, 137))],
-         "query -> Running"),
+         "query, count duplicate -> Running"),
         ("then the first deletion", [*ENDED, created(5, 2), started(5, 3), At(4, deleted(5, 1))],
-         "count duplicate -> Running"),
+         "query, count duplicate -> Running"),
         ("then the first start again", [*ENDED, created(5, 2), started(5, 3), At(4, started(5, 0.2))],
          "count duplicate -> Running"),
         ("then the first creation again", [*ENDED, created(5, 2), started(5, 3), At(4, created(5, 0.1))],
@@ -295,6 +296,7 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
          "count duplicate -> Created"),
         ("creation unseen", [*ENDED, started(5, 3)], "query, count unconfirmed_start -> NoTask"),
         ("creation unseen, then running", [*ENDED, started(5, 3), reported(4, 5)], "started live 5 @3 -> Running"),
+        ("creation unseen, then none", [*ENDED, started(5, 3), reported(4)], "-> NoTask"),
         ("creation unseen, then its exit and none", [*ENDED, started(5, 3), exited(5, 4, 7), reported(5)],
          "started live 5 @3, exited live 7 @4 -> NoTask"),
         ("creation unseen, late", [*ENDED, reported(3), At(4, started(5, 2)), reported(5)], "-> NoTask"),
@@ -302,7 +304,15 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("stopped", [*ENDED, At(3, machine.StoppedReported(replace(task(5, STOPPED), exited_at=wall(2)), True))],
          "started inferred 5 @3, exited inferred 3 @3 -> NoTask"),
         ("ended before the clock was set back", [*ENDED, reported(2, 5), reported(0.5), At(3, started(5, 0.9))],
-         "count duplicate -> NoTask"),
+         "count duplicate, query -> NoTask"),
+        ("created after the clock was set back", [*ENDED, reported(2, 5), reported(0.5), At(3, created(5, 0.9))],
+         "count late, query -> NoTask"),
+        ("created after the clock was set back, then created", [*ENDED, reported(2, 5), reported(0.5),
+         At(3, created(5, 0.9)), reported(3, 5, CREATED)], "begin checks -> Created"),
+        ("exited after the clock was set back", [*ENDED, created(5, 2), started(5, 3), reported(2, 5),
+         At(2.5, exited(5, 2.2, 7))], "query -> Running"),
+        ("exited after the clock was set back, then none", [*ENDED, created(5, 2), started(5, 3), reported(2, 5),
+         At(2.5, exited(5, 2.2, 7)), reported(2.6)], "exited inferred 7 @2.6 -> NoTask"),
         ("first exit lost, created", [*RUN, oom(1), created(5, 2)],
          "exited inferred None @2 oom, begin checks -> Created"),
         ("first exit lost, created, then the exit", [*RUN, created(5, 2), At(3, exited(5, 1))],
@@ -311,7 +321,7 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("killed before its start, created", [*NEW, exited(5, 1, 137), created(5, 2)],
          "count never_started, begin checks -> Created"),
         ("start after the exit", [exited(5, 1, 9), started(5, 2)],
-         "started inferred 5 @2, exited live 9 @1, started live 5 @2 -> Running"),
+         "started live 5 @2, exited live 9 @1 hold, query -> NoTask"),
         ("late creation after the exit", [exited(5, 2, 9), At(3, created(5, 1))], "count late -> NoTask"),
         ("late creation after the exit, overdue", [exited(5, 2, 9), At(3, created(5, 1)), OVERDUE],
          "count never_started -> NoTask"),
@@ -525,7 +535,7 @@ def test_every_cell_of_table_has_case() -> None:
 
 def test_exited_pids_are_remembered_across_many_restarts() -> None:
     restarts = [each for pid in range(6, 5 + MAX_EXITED) for each in (started(pid, pid), exited(pid, pid + 0.5))]
-    assert run(*ENDED, *restarts, At(100, started(5, 0.2))) == "count duplicate -> NoTask"
+    assert run(*ENDED, *restarts, At(100, started(5, 0.2))) == "count duplicate, query -> NoTask"
     assert run(*ENDED, *restarts, At(100, exited(5, 1))) == "count duplicate -> NoTask"
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.containerd_model import Marker
-from bridge.watch.second_bridges import MAX_BRIDGES, SILENT_MARKERS, SecondBridges
+from bridge.core.time import MILLISECOND
+from bridge.watch.second_bridges import MAX_BRIDGES, MAX_EPOCH_LEAD, SILENT_MARKERS, SecondBridges
 from tests.unit.watch.fakes import WEB, HookedClient, exit_event, synced_watch
-from tests.virtual_time import VirtualClock
+from tests.virtual_time import START, VirtualClock
 
-EPOCH = 1_900_000_000_000  # newer than the time of VirtualClock
+EPOCH = START // MILLISECOND + 3_600_000  # an hour ahead
 MARKER_SECONDS = 10
 
 
@@ -98,6 +99,14 @@ def test_marker_without_valid_announcement_is_no_bridge(nonce: str) -> None:
     others = bridges()
     others.receive(Marker(nonce, 1))
     assert others.count == 0
+
+
+@pytest.mark.parametrize(("lead", "expected"), [(MAX_EPOCH_LEAD, 1), (MAX_EPOCH_LEAD + 1, 0)])
+def test_marker_with_epoch_far_in_future_is_no_bridge(lead: int, expected: int) -> None:
+    others = bridges()
+    others.receive(marker_of(epoch=START // MILLISECOND + lead))
+    assert others.count == expected
+    assert (others.take_overlap() is not None) is bool(expected)
 
 
 def test_own_markers_are_no_second_bridge() -> None:
