@@ -184,7 +184,7 @@ async def test_record_age_follows_uptime_when_wall_clock_steps(make_outbox: Outb
     assert sequences(records[1:]) == [6, 7, 8, 9, 10]
 
 
-async def test_overflow_affects_only_lagging_sink(make_outbox: OutboxFactory) -> None:
+async def test_fault_24_outbox_overflows_for_one_sink(make_outbox: OutboxFactory) -> None:
     outbox, factory = await make_outbox("lagging", "healthy", limits=TIGHT_LIMITS), RecordFactory()
     delivered: list[Record] = []
     for _ in range(50):

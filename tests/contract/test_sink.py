@@ -76,7 +76,7 @@ async def test_same_batch_may_be_published_again(target: Target) -> None:
 
 
 @every(*SERVERS)
-async def test_rejected_records_are_named_and_others_are_stored(target: Target) -> None:
+async def test_fault_29_records_are_rejected(target: Target) -> None:
     large = [record(11, size=2_000_000), record(21, size=2_000_000)]
     published = [*records(10), large[0], *records(9, 12), large[1], *records(10, 22)]
     async with started(target.make()) as sink:
@@ -111,7 +111,7 @@ async def test_start_classifies_error_when_target_is_unusable(target: Target) ->
 
 
 @every(*SERVERS)
-async def test_publish_raises_transient_error_while_peer_hangs(target: ServerTarget) -> None:
+async def test_fault_27_peer_hangs_while_publishing(target: ServerTarget) -> None:
     published = records(3000, size=5000)  # more than the kernel buffers for a server that does not read
     async with target.hanging() as (sink, resume):
         for _ in range(2):  # the second time, the sink has to connect
@@ -127,7 +127,7 @@ async def test_publish_raises_transient_error_while_peer_hangs(target: ServerTar
 
 @every("stdout", *SERVERS)
 @pytest.mark.parametrize("busy", [False, True])
-async def test_close_takes_bounded_time_while_peer_hangs(target: Target, busy: bool) -> None:
+async def test_fault_27_peer_hangs_while_closing(target: Target, busy: bool) -> None:
     before = asyncio.all_tasks()
     async with target.hanging() as (sink, resume):
         publishing = asyncio.ensure_future(sink.publish(records(100, size=500_000))) if busy else None

@@ -30,7 +30,7 @@ MIN_UNREAD_BYTES = 250  # bytes that containerd buffers at least per unread even
 pytestmark = one_engine_factory
 
 
-def test_burst_is_buffered_in_bounded_memory_when_kafka_is_down(
+def test_fault_35_burst_of_events_while_kafka_is_down(
     engine_factory: Callable[[], Containerd],
     kafka_factory: Callable[..., Kafka],
     tmp_path: Path,

@@ -80,7 +80,7 @@ def test_list_honors_namespace_options(container_factory: ContainerFactory) -> N
 
 
 @one_engine
-def test_list_and_inspect_escape_hostile_names_on_terminal(container_factory: ContainerFactory) -> None:
+def test_fault_36_hostile_names_on_terminal(container_factory: ContainerFactory) -> None:
     id_ = container_factory.run(labels={"nerdctl/name": HOSTILE, "evil": HOSTILE})
     table = on_terminal("list", "--containerd", container_factory.address)
     plain = re.sub(r"\x1b\[\d*m", "", table)  # the table's colors

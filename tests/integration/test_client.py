@@ -99,7 +99,7 @@ class TestSize:
         [(10_000, 7_000, 48 * MIB), (2_000, 7_000, 64 * MIB)],
         ids=["68-MiB-one-by-one", "14-MiB-in-one-message"],
     )
-    async def test_client_lists_ten_thousand_containers_in_bounded_memory(
+    async def test_fault_09_ten_thousand_containers_are_listed(
         self, in_memory: Containerd, containers: int, spec_bytes: int, max_growth: int
     ) -> None:
         ids = (f"c{number}" for number in range(containers))

@@ -81,7 +81,7 @@ def test_kafka_and_nats_receive_identical_records(
 
 
 @pytest.mark.timeout(scaled(reduced=300, full=1800))
-def test_bridge_loses_nothing_when_killed_at_random_moments(
+def test_fault_18_bridge_is_killed_at_random_moments(
     engine: Containerd,
     churn: ContainerChurn,
     kafka: Kafka,
@@ -119,7 +119,7 @@ def test_bridge_loses_nothing_when_killed_at_random_moments(
     assert Counter(id_ for id_, _ in incarnations) <= churn.runs  # no incarnation without a start
 
 
-def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
+def test_fault_25_brokers_come_and_go(
     engine: Containerd,
     churn: ContainerChurn,
     kafka_factory: Callable[..., Kafka],
@@ -156,7 +156,7 @@ def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
 
 
 @pytest.mark.parametrize("failing", ["kafka", "nats"])
-def test_sink_keeps_pace_when_other_sink_is_down(
+def test_fault_24_one_sink_is_down(
     engine: Containerd,
     churn: ContainerChurn,
     kafka: Kafka,
@@ -195,7 +195,7 @@ def test_sink_keeps_pace_when_other_sink_is_down(
 
 
 @pytest.mark.parametrize("fault", ["killed", "suspended"])
-def test_bridge_delivers_backlog_after_stop_with_hung_brokers(
+def test_fault_33_bridge_stops_while_brokers_hang(
     engine: Containerd,
     churn: ContainerChurn,
     kafka_factory: Callable[..., Kafka],

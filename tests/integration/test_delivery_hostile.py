@@ -44,7 +44,7 @@ def labels_of(count: int, prefix: str = "big") -> list[str]:
     return [f"{prefix}-{number:04}={chr(97 + number % 26) * VALUE_BYTES}" for number in range(count)]
 
 
-def test_sinks_deliver_large_labels_and_hostile_names_unchanged(
+def test_fault_36_hostile_labels_and_names(
     engine: Containerd, namespace: str, kafka: Kafka, nats: Nats, tmp_path: Path
 ) -> None:
     targets = BrokerTargets(kafka, nats)

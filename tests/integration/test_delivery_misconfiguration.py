@@ -107,9 +107,7 @@ def test_reader_that_is_gone_holds_up_no_other_sink(engine: Containerd, nats: Na
 
 
 @one_engine
-def test_run_logs_and_waits_when_topic_or_stream_is_missing(
-    engine: Containerd, kafka: Kafka, nats: Nats, tmp_path: Path
-) -> None:
+def test_fault_31_topic_or_stream_is_missing(engine: Containerd, kafka: Kafka, nats: Nats, tmp_path: Path) -> None:
     targets = BrokerTargets(kafka, nats)
     state, flags = tmp_path / "state", ("--namespace", "unused")
 

@@ -67,7 +67,7 @@ def _write_unless_full(file: FileIO, chunk: bytes) -> int:
         raise
 
 
-async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
+async def test_fault_20_disk_is_read_only(disk: Path) -> None:
     async with open_outbox(disk / "state"):
         pass
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -111,7 +111,7 @@ asyncio.run(main())
 """
 
 
-async def test_outbox_append_is_unacknowledged_when_fsync_fails(tmp_path: Path) -> None:
+async def test_fault_21_fsync_fails(tmp_path: Path) -> None:
     state = tmp_path / "state"
     done = subprocess.run(
         [sys.executable, "-c", FAILING_FSYNC, str(state)], capture_output=True, text=True, check=False, timeout=60
@@ -140,7 +140,7 @@ def test_bridge_stops_on_signal_when_disk_is_full_at_start(tmp_path: Path) -> No
 
 
 @one_engine
-def test_bridge_publishes_all_in_order_after_disk_was_full(engine: Containerd, tmp_path: Path) -> None:
+def test_fault_20_disk_is_full(engine: Containerd, tmp_path: Path) -> None:
     """The bridge is not ready, buffers the events, and publishes them in order when there is space again."""
     ids = [f"disk{number}-{os.getpid()}" for number in range(6)]
     with small_disk(tmp_path / "disk", "4m") as disk:

@@ -51,7 +51,7 @@ def exit_of(id_: str, pid: int, status: int, at: int, *, process: str = "") -> t
 
 
 @pytest.mark.parametrize("stopped_task", ["kept", "deleted"])
-def test_fault_10_repeated_exit_events_change_nothing(engine: Containerd, tmp_path: Path, stopped_task: str) -> None:
+def test_fault_10_exit_events_are_repeated(engine: Containerd, tmp_path: Path, stopped_task: str) -> None:
     """Start and exit events are repeated; containerd makes up another exit, as for a shim that has died."""
     id_, last = unique_id(engine, f"twice-{stopped_task}"), unique_id(engine, f"last-{stopped_task}")
     with BridgeProcess(engine.address, tmp_path) as bridge:
@@ -73,7 +73,7 @@ def test_fault_10_repeated_exit_events_change_nothing(engine: Containerd, tmp_pa
     assert changes(records, id_) == [("started", None), ("exited", 3)]
 
 
-def test_fault_11_events_in_wrong_order_give_well_formed_runs(engine: Containerd, tmp_path: Path) -> None:
+def test_fault_11_events_arrive_in_wrong_order(engine: Containerd, tmp_path: Path) -> None:
     early, deleted, unstarted = (unique_id(engine, prefix) for prefix in ("early", "deleted", "unstarted"))
     first, second = NO_PID + 1, NO_PID + 2
     with BridgeProcess(engine.address, tmp_path) as bridge:
@@ -100,7 +100,7 @@ def test_fault_11_events_in_wrong_order_give_well_formed_runs(engine: Containerd
     assert changes(records, unstarted) == [("started", None), ("exited", 8)]
 
 
-def test_fault_12_exits_of_exec_processes_publish_nothing(engine: Containerd, tmp_path: Path) -> None:
+def test_fault_12_exec_processes_exit(engine: Containerd, tmp_path: Path) -> None:
     """Exec processes succeed, fail, cannot be started, and exit after the container's init process."""
     id_, last = unique_id(engine, "execs"), unique_id(engine, "last-exec")
     with BridgeProcess(engine.address, tmp_path) as bridge:
@@ -117,7 +117,7 @@ def test_fault_12_exits_of_exec_processes_publish_nothing(engine: Containerd, tm
     assert changes(records, id_) == [("started", None), ("exited", 137)]
 
 
-def test_fault_04_gap_is_announced_when_run_within_is_unknown(engine: Containerd, tmp_path: Path) -> None:
+def test_fault_04_run_within_gap_is_unknown(engine: Containerd, tmp_path: Path) -> None:
     """A container is created, runs and is removed while the bridge is stopped: only the interval can be known."""
     id_ = unique_id(engine, "unseen")
     with BridgeProcess(engine.address, tmp_path, state_dir=tmp_path / "state") as bridge:

@@ -66,9 +66,7 @@ def test_status_page_runs_no_injected_script_in_browser(
 
 
 @one_engine_factory
-def test_readiness_follows_containerd_hang_within_30_s(
-    engine_factory: Callable[[], Containerd], tmp_path: Path
-) -> None:
+def test_fault_15_readiness_follows_hang_within_30_s(engine_factory: Callable[[], Containerd], tmp_path: Path) -> None:
     containerd = engine_factory()
     with BridgeProcess(containerd.address, tmp_path, environment=LOCAL) as bridge:
         client = HttpClient(bridge)

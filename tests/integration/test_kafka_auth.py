@@ -87,7 +87,7 @@ async def test_kafka_sink_publishes_with_correct_password(
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("user", [USER, "stranger"])
-async def test_kafka_sink_reports_wrong_user_or_password(kafka: Kafka, mechanism: str, user: str) -> None:
+async def test_fault_32_kafka_password_is_wrong(kafka: Kafka, mechanism: str, user: str) -> None:
     credentials = auth(user, mechanism=mechanism, password=SECRET)
     text = await publish_error(kafka.bootstrap_for("sasl_plaintext"), auth=credentials)
     assert_names(text, f"user {user}", mechanism, "auth.password")
@@ -117,7 +117,7 @@ async def test_kafka_sink_reports_auth_unsupported_by_listener(restricted_kafka:
     assert_names(await publish_error(sasl_bootstrap), sasl_bootstrap, "kafkas://", "tls.enabled", "(auth)")
 
 
-async def test_kafka_sink_rereads_replaced_password_file(kafka: Kafka, tmp_path: Path) -> None:
+async def test_fault_32_kafka_password_is_replaced(kafka: Kafka, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text(SECRET)
     all_records = records(10)
@@ -152,9 +152,7 @@ async def test_kafka_sink_publishes_over_tls_and_mtls(kafka: Kafka, authority: A
     assert len(kafka.admin.records("tls")) == 2
 
 
-async def test_kafka_sink_distrusts_server_of_unknown_authority(
-    kafka: Kafka, authority: Authority, tmp_path: Path
-) -> None:
+async def test_fault_32_kafka_certificate_is_untrusted(kafka: Kafka, authority: Authority, tmp_path: Path) -> None:
     bootstrap = kafka.bootstrap_for("ssl")
     other = Authority(tmp_path / "other", "another authority")
     text = await publish_error(bootstrap, tls=tls(other))

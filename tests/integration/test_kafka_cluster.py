@@ -35,9 +35,7 @@ def cluster(require: Callable[..., None]) -> Iterator[Kafka]:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("compression", "failure"), [("none", "kill"), ("lz4", "stop"), ("zstd", "suspend")])
-async def test_kafka_sink_loses_nothing_when_leader_fails_under_load(
-    cluster: Kafka, compression: str, failure: str
-) -> None:
+async def test_fault_31_kafka_leader_fails(cluster: Kafka, compression: str, failure: str) -> None:
     topic, all_records = f"leader-{failure}", list[Record]()
     cluster.admin.create_topic(topic, replicas=3)
     published, finished = asyncio.Event(), asyncio.Event()

@@ -82,7 +82,7 @@ async def test_kafka_sink_delivers_in_order_when_connection_flaps(broker: Kafka)
     assert_complete(broker, "flaps", all_records)
 
 
-async def test_kafka_sink_stores_whole_records_when_connection_resets(broker: Kafka) -> None:
+async def test_fault_34_kafka_connection_is_reset(broker: Kafka) -> None:
     (proxy,), all_records = broker.proxies, records(2000, size=800)
     steps = [lambda count=count: proxy.reset_after(count) for count in (1, 100, 5000, 50_001, 70_003)]
     async with open_sink(broker.bootstrap_for("plaintext"), "halves", retry_start=True, request_timeout="3s") as sink:
@@ -90,7 +90,7 @@ async def test_kafka_sink_stores_whole_records_when_connection_resets(broker: Ka
     assert_complete(broker, "halves", all_records)
 
 
-async def test_kafka_sink_resends_same_bytes_when_acknowledgment_lost(broker: Kafka) -> None:
+async def test_fault_26_kafka_acknowledgment_is_lost(broker: Kafka) -> None:
     (proxy,), all_records = broker.proxies, records(100)
     async with open_sink(broker.bootstrap_for("plaintext"), "again") as sink:
         await sink.publish(all_records[:50])
@@ -112,7 +112,7 @@ async def test_kafka_sink_resends_same_bytes_when_acknowledgment_lost(broker: Ka
     assert [each.value for each in broker.admin.records("again")] == record_data([*all_records, *all_records[50:]])
 
 
-async def test_kafka_sink_follows_broker_to_another_address(kafka_factory: KafkaFactory) -> None:
+async def test_fault_46_kafka_moves_to_another_address(kafka_factory: KafkaFactory) -> None:
     """The bootstrap address stays, as that of a load balancer does; the timeout is longer than the test may take."""
     kafka, all_records = kafka_factory(), records(300)
     with TcpProxy(HOST, kafka.nodes[0].ports["plaintext"]) as bootstrap:
@@ -132,7 +132,7 @@ async def test_kafka_sink_follows_broker_to_another_address(kafka_factory: Kafka
 # --- brokers that hang ---
 
 
-async def test_kafka_sink_detects_half_open_connection(broker: Kafka) -> None:
+async def test_fault_34_kafka_connection_is_half_open(broker: Kafka) -> None:
     (proxy,), all_records = broker.proxies, records(300)
     async with open_sink(broker.bootstrap_for("plaintext"), "open", retry_start=True, request_timeout="2s") as sink:
         await publish_until_accepted(sink, all_records[:100])
@@ -186,7 +186,7 @@ async def test_state_topic_is_complete_after_unacknowledged_publish(broker: Kafk
 
 
 @pytest.mark.parametrize("error", ["OutOfOrderSequenceNumber", "ProducerFenced"])
-async def test_kafka_sink_recreates_broken_producer_immediately(kafka: Kafka, error: str) -> None:
+async def test_fault_28_kafka_producer_is_broken(kafka: Kafka, error: str) -> None:
     topic, all_records = f"fenced-{error}", records(300)
     async with open_sink(kafka, topic) as sink:
         desynchronize_producer(sink, epoch=1)

@@ -108,9 +108,7 @@ async def test_nats_sink_authenticates_with_creds_file(nats_factory: NatsFactory
     assert_names(await publish_error(peer, auth=auth), f"auth.creds_file {path}")
 
 
-async def test_nats_sink_uses_new_creds_file_after_credentials_expire(
-    nats_factory: NatsFactory, tmp_path: Path
-) -> None:
+async def test_fault_32_nats_credentials_expire(nats_factory: NatsFactory, tmp_path: Path) -> None:
     operator = Operator()
     peer = nats_factory(auth=operator.config())
     # Ten seconds are enough for the steps below on a slow machine.
@@ -253,9 +251,7 @@ SINK = Permissions(
         ("_INBOX.>", r'subscription to "_inbox.'),
     ],
 )
-async def test_nats_sink_reports_missing_permission(
-    nats_factory: NatsFactory, missing: str, denied_action: str
-) -> None:
+async def test_fault_32_nats_permission_is_missing(nats_factory: NatsFactory, missing: str, denied_action: str) -> None:
     def without(subjects: Any) -> list[str]:
         return [subject for subject in subjects if subject != missing] or ["nothing"]
 

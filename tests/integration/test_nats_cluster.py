@@ -81,9 +81,7 @@ async def retire_leaders(cluster: Nats) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("fail", [kill_leaders, retire_leaders])
-async def test_nats_sink_stores_each_record_once_when_leaders_change(
-    cluster: Nats, fail: Callable[[Nats], Coroutine[None, None, None]]
-) -> None:
+async def test_fault_31_nats_leaders_change(cluster: Nats, fail: Callable[[Nats], Coroutine[None, None, None]]) -> None:
     await add_streams(cluster, fail.__name__, replicas=3)
     await check_streams_under_failures(cluster, fail.__name__, fail(cluster), sink_timeout="3s")
 

@@ -57,7 +57,7 @@ async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory:
     await check_streams_under_failures(peer, "flaps", flap(), sink_timeout="5s")
 
 
-async def test_nats_sink_times_out_and_recovers_when_network_drops_data(nats_factory: NatsFactory) -> None:
+async def test_fault_34_nats_network_drops_data(nats_factory: NatsFactory) -> None:
     peer = nats_factory(proxied=True)
     all_records = records(3000, size=5000)  # more than the kernel buffers for a server that does not read
     sink = NatsSink(settings(peer, timeout="2s"), SystemClock())
@@ -76,7 +76,7 @@ async def test_nats_sink_times_out_and_recovers_when_network_drops_data(nats_fac
         assert record_positions(await reader.read_stored()) == record_positions(all_records)
 
 
-async def test_nats_sink_replaces_closed_client(nats_factory: NatsFactory) -> None:
+async def test_fault_30_nats_client_is_closed(nats_factory: NatsFactory) -> None:
     peer = nats_factory()
     sink = await start_sink(peer)
     await sink.publish(records(3))

@@ -50,7 +50,7 @@ async def test_nats_sink_stores_resent_records_once(nats: Nats, atomic: bool) ->
 
 
 @pytest.mark.parametrize("atomic", ATOMIC)
-async def test_nats_sink_stores_records_once_when_acknowledgment_lost(nats_factory: NatsFactory, atomic: bool) -> None:
+async def test_fault_26_nats_acknowledgment_is_lost(nats_factory: NatsFactory, atomic: bool) -> None:
     peer = nats_factory(proxied=True)
     all_records = records(300)
     async with StreamReader(peer) as reader:

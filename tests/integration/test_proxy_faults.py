@@ -98,7 +98,7 @@ def test_bridge_reconnects_when_proxy_is_restarted(
 
 @one_engine_factory
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_events_on_socket_survive_end_of_proxy(
+def test_fault_43_proxy_ends_with_unread_events(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess, signal_number: signal.Signals
 ) -> None:
     """When the suspended bridge resumes, its socket has the events, but the proxy and the containers are gone."""

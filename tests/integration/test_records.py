@@ -90,7 +90,7 @@ def test_record_labels_follow_label_rules(engine: Containerd, tmp_path: Path) ->
     ("command", "status"),
     [pytest.param(OUT_OF_MEMORY, 137, id="initial process"), pytest.param(CHILD_OUT_OF_MEMORY, 3, id="child process")],
 )
-def test_exit_records_report_every_oom_kill(
+def test_fault_39_oom_kill_precedes_or_follows_exit(
     command: tuple[str, ...], status: int, engine: Containerd, tmp_path: Path
 ) -> None:
     """The client removes each container at once, so that containerd 2.4 loses some of the exit events."""
@@ -157,7 +157,7 @@ def test_pod_metadata_comes_from_labels_and_sandboxes_are_opt_in(engine: Contain
     assert published_about(all_kinds, sandbox)[0]["container"]["kind"] == "sandbox"
 
 
-def test_bridge_ignores_foreign_events_and_markers(engine: Containerd, tmp_path: Path) -> None:
+def test_fault_14_events_are_foreign_or_undecodable(engine: Containerd, tmp_path: Path) -> None:
     """Unknown topics, invalid payloads and markers of another bridge are counted, and logged at a limited rate."""
     id_ = unique_id(engine, "foreign")
     (tmp_path / "other").mkdir()

@@ -18,7 +18,7 @@ from tests.testbed.image import NAME as IMAGE
 STALLS = 4
 
 
-def test_runs_of_one_id_are_published_while_bridge_stalls(engine: Containerd, tmp_path: Path) -> None:
+def test_fault_42_runs_follow_while_bridge_stalls(engine: Containerd, tmp_path: Path) -> None:
     id_, runs, ended = f"again-{os.getpid()}-{engine.version.replace('.', '')}", 0, False
 
     def run_in_loop() -> None:

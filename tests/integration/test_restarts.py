@@ -61,7 +61,7 @@ def last_control_record(records: list[RecordDict]) -> RecordDict:
     return next(each for each in reversed(records) if each["snapshot"])
 
 
-def test_exits_are_published_once_when_containerd_is_down(containerd: Containerd, tmp_path: Path) -> None:
+def test_fault_02_containers_exit_while_containerd_is_down(containerd: Containerd, tmp_path: Path) -> None:
     check_kill_while_containerd_is_down(containerd, tmp_path, lambda id_: [init_pid(containerd, id_)])
 
 
@@ -102,7 +102,7 @@ def check_kill_while_containerd_is_down(
     assert published_containers(records) == {ids[3]: False, ids[4]: False, ids[5]: True}
 
 
-def test_restart_during_outage_creates_second_incarnation(containerd: Containerd, tmp_path: Path) -> None:
+def test_fault_13_container_restarts_within_gap(containerd: Containerd, tmp_path: Path) -> None:
     """While the bridge is suspended (SIGSTOP), a container exits and restarts, and containerd is killed."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         start_containers(containerd, bridge, RESTARTED, STAYS)
@@ -126,7 +126,7 @@ def test_restart_during_outage_creates_second_incarnation(containerd: Containerd
 
 
 @pytest.mark.parametrize("method", [Containerd.stop, Containerd.kill], ids=["SIGTERM", "SIGKILL"])
-def test_events_on_socket_survive_end_of_containerd(
+def test_fault_43_containerd_ends_with_unread_events(
     containerd: Containerd, tmp_path: Path, method: Callable[[Containerd], None]
 ) -> None:
     """When the suspended bridge resumes, its socket has the events, but containerd and the containers are gone."""
@@ -143,7 +143,7 @@ def test_events_on_socket_survive_end_of_containerd(
 
 
 @one_engine_factory
-def test_flood_on_socket_survives_end_of_containerd(
+def test_fault_43_containerd_ends_in_flood(
     containerd: Containerd, tmp_path: Path, require: Callable[..., None]
 ) -> None:
     """The socket has room for some 250 of 400 events, whose first 100 are starts; containerd queues the others."""
@@ -161,7 +161,7 @@ def test_flood_on_socket_survives_end_of_containerd(
     assert starts == [f"flooded/flood-{number}" for number in range(100)]
 
 
-def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tmp_path: Path) -> None:
+def test_fault_15_containerd_and_shim_hang(containerd: Containerd, tmp_path: Path) -> None:
     """containerd hangs until the bridge reconnects, and then one shim does not respond."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         start_containers(containerd, bridge, HUNG, RESPONSIVE)
@@ -183,7 +183,7 @@ def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tm
     assert exits(records, RESPONSIVE) == []
 
 
-def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Containerd, tmp_path: Path) -> None:
+def test_fault_08_shim_hangs_when_bridge_starts(containerd: Containerd, tmp_path: Path) -> None:
     """The state of the container is unknown: the snapshot omits it and is partial; an audit finds it."""
     containerd.run(HUNG, "sleep", "86400")
     with suspended(*containerd.shim_pids("default", HUNG)), BridgeProcess(containerd.address, tmp_path) as bridge:
@@ -200,7 +200,7 @@ def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Contain
     assert transitions(records) == []
 
 
-def test_exit_is_published_once_when_shim_hangs_during_restart(containerd: Containerd, tmp_path: Path) -> None:
+def test_fault_08_shim_hangs_when_containerd_restarts(containerd: Containerd, tmp_path: Path) -> None:
     """containerd abandons the shim and kills its container: the bridge publishes this exit and no other."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         start_containers(containerd, bridge, HUNG, RESPONSIVE)
@@ -220,7 +220,7 @@ def test_exit_is_published_once_when_shim_hangs_during_restart(containerd: Conta
     assert exits(records, RESPONSIVE) == []
 
 
-def test_bridge_agrees_with_containerd_after_random_restarts(containerd: Containerd, tmp_path: Path) -> None:
+def test_fault_01_containerd_restarts_at_random_moments(containerd: Containerd, tmp_path: Path) -> None:
     """Kill and start containerd at random times while containers start and exit."""
     chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (reproducible by its seed)
     killed: set[str] = set()

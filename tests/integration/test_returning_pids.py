@@ -37,7 +37,7 @@ def namespaced(request: pytest.FixtureRequest) -> Iterator[ContainerdInPidNamesp
         yield engine
 
 
-def test_runs_with_returning_pids_are_published(namespaced: ContainerdInPidNamespace, tmp_path: Path) -> None:
+def test_fault_37_pid_returns(namespaced: ContainerdInPidNamespace, tmp_path: Path) -> None:
     pids: list[int] = []
     with BridgeProcess(namespaced.address, tmp_path) as bridge:
         bridge.wait_synced()

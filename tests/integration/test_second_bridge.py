@@ -78,7 +78,7 @@ def stop_container(engine: Containerd, namespace: str, id_: str) -> None:
     engine.ctr("tasks", "kill", "--signal", "SIGKILL", id_, namespace=namespace)
 
 
-def test_bridge_continues_after_second_bridge(
+def test_fault_40_second_bridge_for_a_moment(
     engine: Containerd, consumer: Consumer, container_factory: ContainerFactory, tmp_path: Path
 ) -> None:
     host = consumer.namespace
@@ -128,7 +128,7 @@ def test_bridges_with_different_hosts_do_not_disturb_each_other(
     assert len({each["epoch"] for each in consumer.records()}) == 2
 
 
-def test_copied_state_directory_says_nothing_about_other_host(
+def test_fault_40_state_dir_is_copied(
     engine: Containerd, consumer: Consumer, container_factory: ContainerFactory, tmp_path: Path
 ) -> None:
     """As on a clone of a machine, which gets a host name of its own."""

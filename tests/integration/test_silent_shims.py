@@ -82,7 +82,7 @@ def delay(record: RecordDict, since: float) -> float:
     return datetime.fromisoformat(record["timestamp"]).timestamp() - since
 
 
-def test_silent_runs_of_container_are_published(silent: SilentContainers, tmp_path: Path) -> None:
+def test_fault_38_shim_is_silent(silent: SilentContainers, tmp_path: Path) -> None:
     """Two runs: the second one follows in the same container."""
     with BridgeProcess(silent.engine.address, tmp_path) as bridge:
         bridge.wait_synced()

@@ -230,7 +230,7 @@ async def test_sink_detects_loss_while_publishing(target: Target, loss: str) -> 
 
 
 @both_brokers
-async def test_sink_detects_server_restarted_with_empty_disks(target: Target) -> None:
+async def test_fault_44_broker_has_empty_disks(target: Target) -> None:
     async with target.sink() as sink:
         await publish_snapshot(sink, 1)
         await asyncio.to_thread(target.restart_with_empty_disks)

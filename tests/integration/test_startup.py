@@ -124,7 +124,7 @@ def test_bridge_stops_on_signal_while_outbox_opens_slowly(tmp_path: Path) -> Non
 
 
 @one_engine
-def test_second_bridge_waits_until_first_releases_state_dir(engine: Containerd, tmp_path: Path) -> None:
+def test_fault_23_two_bridges_share_state_dir(engine: Containerd, tmp_path: Path) -> None:
     state = tmp_path / "state"
     first, second, third = (
         BridgeProcess(engine.address, subdirectory(tmp_path, name), state_dir=state, environment=LOCAL)

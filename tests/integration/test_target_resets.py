@@ -88,7 +88,7 @@ def broker(request: pytest.FixtureRequest) -> NatsLosingStreams | KafkaLosingDis
 
 
 @one_engine
-def test_snapshot_follows_when_broker_loses_records(
+def test_fault_44_broker_loses_records(
     engine: Containerd, broker: NatsLosingStreams | KafkaLosingDisks, tmp_path: Path
 ) -> None:
     namespace, ids = f"resets-{broker.sink['TYPE']}{os.getpid()}", {"c0", "c1", "c2"}

@@ -176,7 +176,7 @@ def test_pods_are_published_once_when_many_run_concurrently(node: Node, stream_r
     check_gapless(records)
 
 
-def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_reader: StreamReader) -> None:
+def test_fault_41_bridge_pod_is_replaced(node: Node, stream_reader: StreamReader) -> None:
     node.apply(pod("steady", container("main", "while true; do sleep 0.5; done"), restart="Always"))
     node.apply(pod("doomed", container("main", "sleep 1000")))
     stream_reader.wait(lambda all_: transitions(all_)["doomed", "main", "started"], "the start of a pod")

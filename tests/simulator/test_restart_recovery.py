@@ -170,7 +170,7 @@ async def test_restart_publishes_snapshot_only_when_nothing_changed(node: Node) 
         ]
 
 
-async def test_restart_after_reboot_ends_all_incarnations(node: Node) -> None:
+async def test_fault_18_host_is_rebooted(node: Node) -> None:
     web, db = await two_containers(node)
     state = node.containerd.state
     for key in (WEB, DB):
@@ -192,7 +192,7 @@ async def test_restart_after_reboot_ends_all_incarnations(node: Node) -> None:
     check_runs(node.records)
 
 
-async def test_restart_with_another_engine_ends_containers_of_previous(node: Node) -> None:
+async def test_fault_18_containerd_is_installed_anew(node: Node) -> None:
     web, db = await two_containers(node)
     old, last = node.containerd.id, len(node.records)
     node.containerd.id = "another"
@@ -291,7 +291,7 @@ async def test_restart_with_copied_state_directory_repeats_nothing(node: Node, h
 
 
 @pytest.mark.parametrize("offset", [-HOUR, 1000 * HOUR])
-async def test_restart_increases_epoch_when_clock_steps(node: Node, offset: int) -> None:
+async def test_fault_17_clock_steps_between_starts(node: Node, offset: int) -> None:
     await two_containers(node)
     async with node.bridge(offset=offset):
         pass
@@ -323,7 +323,7 @@ async def test_restart_skips_excluded_namespace_until_included_again(node: Node)
     assert web != restarted
 
 
-async def test_restart_reports_outbox_reset_when_database_is_corrupt(node: Node) -> None:
+async def test_fault_22_outbox_is_corrupt(node: Node) -> None:
     web, db = await two_containers(node)
     (node.state_dir / "outbox.db").write_bytes(b"\x13" * 100_000)
     async with node.bridge(offset=-HOUR):

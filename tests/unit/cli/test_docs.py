@@ -379,3 +379,16 @@ def test_architecture_page_lists_every_module() -> None:
     paths = [path for top in ("bridge", "sinks", "config") for path in (ROOT / top).rglob("*.py")]
     modules = [path for path in paths if not path.name.startswith("__") and not path.stem.endswith("_pb2")]
     assert documented == {str(path.relative_to(ROOT)) for path in modules}
+
+
+def test_reliability_lists_every_fault_and_its_tests() -> None:
+    rows = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    linked = {(int(number), name) for number, tests in rows for name in re.findall(r"\[(test_\w+\.py)\]", tests)}
+    named = {
+        (int(number), path.name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for number in re.findall(r"def test_fault_(\d\d)_", path.read_text())
+    }
+    assert linked == named
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert {number for number, _ in linked} == set(range(1, len(rows) + 1))

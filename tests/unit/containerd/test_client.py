@@ -101,7 +101,7 @@ class TestEngine:
         containerd.faults.errors.clear()
         assert (await client.engine()).id == containerd.id
 
-    async def test_client_follows_replaced_socket(self, client: ContainerdClient) -> None:
+    async def test_fault_16_socket_is_replaced(self, client: ContainerdClient) -> None:
         old = await client.engine()
         os.unlink(client.path)  # the previous server still runs and is still connected
         async with SimulatedContainerd(client.path) as new:

@@ -181,7 +181,7 @@ def test_exited_record_contains_known_exit_fields(exit_info: ExitInfo, expected:
     assert (document["type"], document["origin"], document["exit"]) == ("exited", "live", expected)
 
 
-def test_oversized_record_drops_labels_and_sets_labels_dropped() -> None:
+def test_fault_29_record_is_too_large() -> None:
     pod = PodReference("web-1", "prod", "1b2c", "app")
     metadata = msgspec.structs.replace(KNOWN, labels={"big": "x" * 2000}, pod=pod)
     encoder = make_encoder(max_bytes=1500)

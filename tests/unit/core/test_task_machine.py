@@ -540,7 +540,7 @@ def test_exited_pids_are_remembered_across_many_restarts() -> None:
 
 
 @pytest.mark.parametrize("hours", [-2, 2])
-def test_events_are_on_time_when_wall_clock_steps(hours: int) -> None:
+def test_fault_17_clock_steps_while_running(hours: int) -> None:
     _, state, _, _ = process(*RUN, paused(2))
     at = 3 + hours * 3600
     _, effects = step(state, resumed(at), Instant(wall(at), 3 * SECOND))

@@ -188,7 +188,7 @@ async def test_shutdown_incomplete_is_logged_when_drain_times_out(
     assert "shutdown_incomplete" in capsys.readouterr().out
 
 
-async def test_failed_sink_does_not_hold_up_other_sink(tmp_path: Path) -> None:
+async def test_fault_45_failed_sink_holds_up_no_other(tmp_path: Path) -> None:
     """The first sink's path is a directory, until a reload."""
     (tmp_path / "first.jsonl").mkdir()
     async with running_manager(settings(tmp_path)) as running:

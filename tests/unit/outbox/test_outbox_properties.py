@@ -240,7 +240,7 @@ class DiskOutboxMachine(OutboxMachine):
 
 
 @pytest.mark.parametrize("fraction", [number / 20 for number in range(21)])
-def test_drop_leaves_no_gap_for_other_sink_after_power_loss(fraction: float) -> None:
+def test_fault_19_power_fails_after_records_were_dropped(fraction: float) -> None:
     """Sink b has acknowledged the record that is dropped for sink a, but its cursor is not on the disk yet."""
     machine = DiskOutboxMachine()
     machine.make()

@@ -126,7 +126,7 @@ async def test_file_sink_reopens_path_when_file_is_moved(change: str, tmp_path: 
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
-async def test_file_sink_removes_partial_line_of_killed_process(cut: int, tmp_path: Path) -> None:
+async def test_fault_45_last_line_is_incomplete(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "events"
     path.write_bytes(record(1).data + b"\n" + record(2).data[:cut])
     async with make_sink(path) as sink:
@@ -147,7 +147,7 @@ async def test_file_sink_removes_partial_line_of_killed_process(cut: int, tmp_pa
     ids=["byte", "zeros", "zeros and byte", "megabytes", "binary", "record and zeros"],
 )
 @pytest.mark.parametrize("while_open", [False, True])
-async def test_file_sink_removes_and_saves_foreign_end(
+async def test_fault_45_end_of_file_is_foreign(
     damage: bytes, saved: bytes | None, while_open: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "events"

@@ -49,7 +49,7 @@ async def test_first_snapshot_contains_running_containers() -> None:
     assert started["namespaces"] == ["default", "shop"]
 
 
-async def test_exit_between_subscribe_and_listing_is_published() -> None:
+async def test_fault_05_exit_between_subscription_and_listing() -> None:
     client = HookedClient({WEB: 10})
 
     async def exit_web(_: str) -> None:
@@ -64,7 +64,7 @@ async def test_exit_between_subscribe_and_listing_is_published() -> None:
     assert running.snapshots()[0]["containers"] == 0
 
 
-async def test_stale_pause_in_listing_is_resolved_by_task_query() -> None:
+async def test_fault_06_listing_contradicts_events() -> None:
     client = HookedClient({WEB: 10})
 
     async def publish_pause(_: str) -> None:
@@ -137,7 +137,7 @@ async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
     assert [each["sequence"] for each in running.documents] == list(range(1, len(running.documents) + 1))
 
 
-async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
+async def test_fault_07_listing_of_namespace_fails() -> None:
     client = HookedClient({WEB: 10, DB: 11})
     async with synced_watch(client) as running:
 
