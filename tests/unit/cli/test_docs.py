@@ -382,13 +382,13 @@ def test_architecture_page_lists_every_module() -> None:
 
 
 def test_reliability_lists_every_fault_and_its_tests() -> None:
-    rows = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
-    linked = {(int(number), name) for number, tests in rows for name in re.findall(r"\[(test_\w+\.py)\]", tests)}
+    faults = re.findall(r"^\| (\d+) \|.*\| (.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    linked = {(int(number), name) for number, tests in faults for name in re.findall(r"\[(test_\w+\.py)\]", tests)}
     named = {
         (int(number), path.name)
         for path in (ROOT / "tests").rglob("test_*.py")
         for number in re.findall(r"def test_fault_(\d\d)_", path.read_text())
     }
     assert linked == named
-    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
-    assert {number for number, _ in linked} == set(range(1, len(rows) + 1))
+    assert [int(number) for number, _ in faults] == list(range(1, len(faults) + 1))
+    assert {number for number, _ in linked} == set(range(1, len(faults) + 1))

@@ -319,7 +319,7 @@ def test_reconcile_emits_exit_in_gap_with_previous_metadata() -> None:
 @pytest.mark.parametrize(
     "listed_task", [None, task(5, TaskStatus.UNKNOWN), task(5)], ids=["none", "unknown", "same pid"]
 )
-def test_reconcile_ends_run_of_recreated_container_with_old_metadata(listed_task: Task | None) -> None:
+def test_reconcile_ends_run_of_recreated_container_as_it_was(listed_task: Task | None) -> None:
     tracker = tracker_after_gap()
     recreated = make_metadata(labels={"tier": "new"}, created_at=wall(5), name="new")
     listed = listing(*filter(None, [listed_task]), containers=[recreated])

@@ -110,7 +110,7 @@ def test_event_during_start_check_decides() -> None:
     assert tracker.next_due() is None
 
 
-def test_query_result_from_before_start_check_does_not_end_found_run() -> None:
+def test_query_result_older_than_start_check_ends_no_found_run() -> None:
     tracker = tracker_with_new_container()
     older = tracker.make_query(WEB)
     (check,) = tracker.due_start_checks(moment(2))
@@ -129,7 +129,7 @@ def test_silent_restart_is_published() -> None:
     assert containerd.run(40) == [("started", "inferred", 6)]
 
 
-def test_restart_is_checked_after_exit_event_when_start_was_silent() -> None:
+def test_restart_is_checked_after_exit_of_silent_start() -> None:
     tracker = tracker_with_new_container()
     containerd = Containerd(tracker, task(5))
     assert containerd.run(10) == [SILENT_START]
@@ -138,7 +138,7 @@ def test_restart_is_checked_after_exit_event_when_start_was_silent() -> None:
     assert containerd.run(20) == [("started", "inferred", 6)]
 
 
-def test_exit_event_without_start_is_published_soon_when_task_has_stopped() -> None:
+def test_exit_without_start_is_published_soon_when_task_stopped() -> None:
     tracker = tracker_with_new_container()
     tracker.process_event(exited(5, 1, 3), moment(1))
     assert Containerd(tracker, task(5, STOPPED)).run(5) == [SILENT_START, ("exited", "live", 5)]
@@ -191,7 +191,7 @@ def test_audit_ignores_exit_from_before_first_snapshot() -> None:
     assert find_mismatches(tracker, listing) == set()
 
 
-def test_start_checks_are_bounded_when_containers_are_never_started() -> None:
+def test_start_checks_are_bounded_for_unstarted_containers() -> None:
     """Containers that are created in quick succession are checked together, and no more after the last check."""
     tracker, count = synced_tracker(), 1_000
     rounds: list[int] = []

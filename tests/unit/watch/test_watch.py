@@ -326,7 +326,7 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
     assert new[0]["snapshot"]["reason"] == "start"
 
 
-async def test_engine_replaced_during_connect_is_not_taken_for_previous() -> None:
+async def test_engine_replaced_during_connect_is_not_the_previous() -> None:
     client = HookedClient({WEB: 10})
     async with synced_watch(client) as running:
 

@@ -50,7 +50,7 @@ async def test_filter_change_takes_snapshot_of_included_containers() -> None:
     assert running.transitions[1:] == [("present", "snapshot", "shop/db"), ("paused", "inferred", "shop/db")]
 
 
-async def test_filter_change_during_pause_after_losses_publishes_no_start() -> None:
+async def test_filter_change_in_pause_after_losses_publishes_no_start() -> None:
     """The pause ends with the change, and the snapshot is one of the new filters."""
     client = HookedClient()
     client.run(OTHER, 12)

@@ -137,7 +137,7 @@ async def test_relay_forwards_cancellation(channel: grpc.aio.Channel, recorder: 
         await recorder.cancelled.wait()
 
 
-async def test_waits_beyond_limit_of_connection_leave_room_for_other_calls(
+async def test_waits_beyond_connection_limit_leave_room_for_calls(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTION_CALLS", 2)
