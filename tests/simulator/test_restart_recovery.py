@@ -192,7 +192,7 @@ async def test_fault_18_host_is_rebooted(node: Node) -> None:
     check_runs(node.records)
 
 
-async def test_fault_18_containerd_is_installed_anew(node: Node) -> None:
+async def test_fault_18_containerd_is_reinstalled(node: Node) -> None:
     web, db = await two_containers(node)
     old, last = node.containerd.id, len(node.records)
     node.containerd.id = "another"
