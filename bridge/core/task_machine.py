@@ -494,6 +494,9 @@ def _remember_wait(state: TaskState, input_: TaskWaited, now: Instant, effects: 
     exited, run = state.find_exited(pid), state.running
     if exited is not None and exit_status.exited_at is not None and exit_status.exited_at <= exited.until:
         return state
+    if exit_status.exited_at is not None and any(each.exited_at == exit_status.exited_at for each in state.exited):
+        effects.append(_QUERY_NOW)  # the call names the container only, and has returned the exit of another task
+        return state
     if not (run is not None and run.pid == pid) and (
         state.find(PendingExit, pid) is not None or not state.expects_start(pid)
     ):

@@ -290,6 +290,8 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
          "count duplicate -> Running"),
         ("then the wait of the first", [*ENDED, created(5, 2), started(5, 3),
          At(4, machine.TaskWaited(5, ExitStatus(0, wall(1))))], "-> Running"),
+        ("another pid, then the exit of the first", [*ENDED, created(6, 2), started(6, 3),
+         At(4, machine.TaskWaited(6, ExitStatus(0, wall(1))))], "query -> Running"),
         ("then its exit before its start", [*ENDED, created(5, 2), exited(5, 4, 7), At(5, started(5, 3))],
          "started live 5 @3, exited live 7 @4 hold -> NoTask"),
         ("created, then the first exit again", [*ENDED, created(5, 2), At(3, exited(5, 1))],
