@@ -80,9 +80,10 @@ def reevaluate_scope(tracker: Tracker, listing: Listing, listed_at: int, now: In
 def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
     """Return the containers whose listed task and tracked state do not match, for the audit.
 
-    A mismatch may be temporary, because the listing overlaps with events in flight; only a task query decides.
+    A mismatch may be temporary, because the listing overlaps with events in flight; only a task query decides. A
+    namespace that is not listed has been removed, with its containers, unless it is excluded or its listing failed.
     """
-    listed_namespaces = set(listing.namespaces) - set(listing.failed)
+    unlisted = {*listing.failed, *listing.excluded}
     mismatches = {
         key
         for key, task in listing.tasks.items()
@@ -91,7 +92,7 @@ def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
     for entry in tracker.entries():
         listed_task = listing.tasks.get(entry.key)
         missing = entry.incarnation is not None and (listed_task is None or not listed_task.running)
-        if entry.key.namespace in listed_namespaces and (missing or _is_unconfirmed(entry)):
+        if entry.key.namespace not in unlisted and (missing or _is_unconfirmed(entry)):
             mismatches.add(entry.key)
     return mismatches
 

@@ -423,7 +423,11 @@ def test_mismatch_found_when_state_is_unconfirmed() -> None:
     assert find_mismatches(tracker, listing(task(5))) == set()
 
 
-def test_mismatch_not_found_in_unlisted_namespaces() -> None:
+def test_mismatch_not_found_in_failed_or_excluded_namespaces() -> None:
     tracker = tracker_with_container()
     assert find_mismatches(tracker, listing(failed=["shop"])) == set()
-    assert find_mismatches(tracker, Listing(namespaces=["default"])) == set()
+    assert find_mismatches(tracker, Listing(namespaces=["default"], excluded=["shop"])) == set()
+
+
+def test_mismatch_found_when_namespace_has_been_removed() -> None:
+    assert find_mismatches(tracker_with_container(), Listing(namespaces=["default"])) == {WEB}
