@@ -75,7 +75,7 @@ class Auditor:
         if self._connection.unlisted_namespaces - set(listing.failed):
             await synchronize(self._connection, "audit")
         if filters_changed:
-            self._connection.note_unlisted(listing.failed, scope_outdated=True)
+            self._connection.unlisted_namespaces = set(listing.failed)
         keys = find_mismatches(tracker, listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
@@ -109,7 +109,7 @@ class Auditor:
     def _apply_filters(self, filter_fingerprint: str, listing: Listing, gap: Gap) -> list[Transition]:
         """Reevaluate which containers are in scope: from now on the current filters apply."""
         state = self._state
-        self._journal.apply_filters(filter_fingerprint)
+        self._journal.apply_filters(filter_fingerprint, listing.failed)
         repairs = reevaluate_scope(state.tracker, listing, gap.until or 0, self._clock.now())
         state.event_queue.mark_known(listing.containers)
         return repairs

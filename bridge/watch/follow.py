@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import structlog
@@ -67,7 +67,6 @@ class Connection:
         )
         self._exit_waits = ExitWaits(state.client.wait_calls(), state.clock, self._report_exit, self._is_replaced)
         self.unlisted_namespaces: set[str] = set()  # whose listing failed; their containers may have changed unseen
-        self.scope_outdated = False  # of the containers in these namespaces, because the filters have changed
         self._checking_starts = False
         self._warned_of_clock = False
 
@@ -104,11 +103,6 @@ class Connection:
         self.state.synced = True
         self.wait_for_exits(tasks)
         self.state.event_queue.wake()
-
-    def note_unlisted(self, namespaces: Collection[str], *, scope_outdated: bool) -> None:
-        """Note the namespaces that could not be listed: when they can be, the connection is synchronized again."""
-        self.unlisted_namespaces = set(namespaces)
-        self.scope_outdated = scope_outdated and bool(namespaces)
 
     def close(self) -> None:
         """End the subscription; the events that were received stay in the queue."""

@@ -6,7 +6,7 @@ Invariant: records are persisted together with the state after them, so that che
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from msgspec.structs import replace
 
@@ -55,14 +55,15 @@ class Journal:
         self.encoder.set_engine(engine)
         self.header = replace(self.header, engine=engine)
 
-    def apply_filters(self, filter_fingerprint: str) -> None:
+    def apply_filters(self, filter_fingerprint: str, failed: Collection[str]) -> None:
         """Apply the current filters, after held exits are published with the old ones.
 
-        ``filter_fingerprint`` is that of the filters under which containerd was listed; another change may follow.
+        ``filter_fingerprint`` is that of the filters under which containerd was listed; another change may follow. If
+        namespaces in ``failed`` could not be listed, the filters count as changed again at the next listing.
         """
         self.release_held_exits()
         self._state.apply_filters()
-        self.header = replace(self.header, filter_fingerprint=filter_fingerprint)
+        self.header = replace(self.header, filter_fingerprint="" if failed else filter_fingerprint)
 
     def begin_epoch(self, epoch: int) -> None:
         """Continue in another epoch, which must begin with a snapshot; the position before it counts as unknown."""

@@ -48,10 +48,8 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     listing = await list_containers(state.client, state.clock, settings)
     watermark = await connection.pass_marker()  # high watermark
 
-    filters_changed = connection.scope_outdated
-    if journal.header.filter_fingerprint != settings.filter_fingerprint:
-        filters_changed = True
-        journal.apply_filters(settings.filter_fingerprint)
+    if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:
+        journal.apply_filters(settings.filter_fingerprint, listing.failed)
     journal.publish(reconcile(state.tracker, listing, state.clock.now(), filters_changed=filters_changed))
     state.event_queue.mark_known(listing.containers)
     for _ in range(MAX_QUERY_ROUNDS):
@@ -59,7 +57,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
             break
         await connection.query(queries)
 
-    connection.note_unlisted(listing.failed, scope_outdated=filters_changed)
+    connection.unlisted_namespaces = set(listing.failed)
     count = journal.complete_listing(gap, listing, [], forced=True)
     state.advance_watermark(watermark)
     connection.begin_following(listing.tasks.values())
