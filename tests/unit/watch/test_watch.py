@@ -197,6 +197,24 @@ async def test_failed_namespace_gets_changed_filters_later() -> None:
     assert [each["containers"] for each in running.snapshots()] == [2, 2, 1]
 
 
+async def test_failed_namespace_gets_changed_filters_after_restart() -> None:
+    client, busy = HookedClient({WEB: 10, DB: 11}), True
+
+    async def fail(namespace: str) -> None:
+        if busy and namespace == "shop":
+            raise TransientError("busy")
+
+    async with synced_watch(client) as running:
+        client.hooks["containers"] = fail
+        client.out_of_scope = {DB.id}
+        running.watch.reload(settings(filter_fingerprint="other"))
+        await running.wait_synced(2)
+    busy = False
+    async with running_watch(client, dict(running.outbox.checkpoint), filter_fingerprint="other") as restarted:
+        await restarted.wait_synced()
+    assert [each["containers"] for each in restarted.snapshots()] == [1]
+
+
 async def test_audit_publishes_lost_events() -> None:
     client = HookedClient({WEB: 10})
     async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
