@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 
 from bridge.core.containerd_model import ContainerKey, ExitStatus
 from bridge.core.errors import BridgeError
@@ -22,6 +21,7 @@ from bridge.core.ports import Clock, WaitCalls
 from bridge.core.schedule import Schedule
 from bridge.core.time import SECOND, to_seconds
 from bridge.retry import Backoff
+from bridge.task_groups import completes_within
 
 RETRIES = Backoff(initial=2.0, maximum=300.0, reset_after=300.0)  # seconds; the audit interval is the maximum
 
@@ -83,9 +83,8 @@ class ExitWaits:
         """Make the calls that are to be repeated, without end."""
         while True:
             due = self._repeats.next_due()
-            with suppress(TimeoutError):
-                async with self._clock.timeout(None if due is None else to_seconds(max(0, due - self._now()))):
-                    await self._changed.wait()
+            seconds = None if due is None else to_seconds(max(0, due - self._now()))
+            await completes_within(seconds, self._clock, self._changed.wait())
             self._changed.clear()
             for key, pid in self._repeats.pop_due(self._now()):
                 if self._is_replaced(key, pid):
