@@ -352,9 +352,7 @@ def _start_while_running(state: TaskState, event: TaskStarted, now: Instant, eff
         effects.append(_QUERY_NOW)
         state = state if moment is None else replace(state, last_change=moment)
         return _add_unconfirmed_start(state, event, effects, late=moment is None)
-    if (
-        run.start_seen and at > run.since and moment is not None
-    ):  # a task starts once: this is another one with the same pid
+    if run.start_seen and at > run.since and moment is not None:  # a task starts once: this one only has the same pid
         state = _exit(state, "inferred", at - 1, _UNKNOWN_EXIT, effects)
         return _start(state, pid, "live", at, effects, watched=True, moment=moment)
     effects.append(_DUPLICATE)
@@ -614,10 +612,8 @@ def _report_stopped(state: TaskState, input_: StoppedReported, now: Instant, eff
             # silent, and the start has been missed as well.
             effects.append(QueryTask(stopped.deadline))
             return _settle(_add_evidence(state, stopped, effects), now)
-    if preexisting:
-        return _settle(
-            _remember_exit(state, task.pid, task.exited_at, now.wall), now
-        )  # it exited before the bridge watched
+    if preexisting:  # it exited before the bridge watched
+        return _settle(_remember_exit(state, task.pid, task.exited_at, now.wall), now)
     state = _start(state, task.pid, "inferred", now.wall, effects)
     exit_info = ExitInfo(task.exit_status, task.exited_at)
     return _settle(_exit(state, "inferred", now.wall, exit_info, effects), now)
