@@ -146,8 +146,9 @@ def _file(content: bytes) -> Iterator[str | None]:
 def _environment(lines: bytes) -> dict[str, str]:
     variables = {"PATH": "/usr/bin"}
     for line in lines.split(b"\n"):
-        name, _, value = os.fsdecode(line).partition("=")
-        variables[name] = value
+        name, separator, value = os.fsdecode(line).partition("=")
+        if separator and _SECRET not in name:  # messages name variables
+            variables[name] = value
     return variables
 
 
