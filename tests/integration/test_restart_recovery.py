@@ -82,6 +82,7 @@ def test_changes_are_inferred_when_bridge_restarts(containerd: Containerd, tmp_p
     assert records[0]["snapshot"]["since"] is not None
 
 
+@pytest.mark.timeout(scaled(reduced=300, full=5400))
 def test_bridge_agrees_with_containerd_after_kills_under_churn(engine: Containerd, tmp_path: Path) -> None:
     seed = os.environ.get("WHALEBRIDGE_TEST_SEED", "7")
     chance = random.Random(seed)  # noqa: S311 (reproducible by its seed)

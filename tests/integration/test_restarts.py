@@ -220,6 +220,7 @@ def test_fault_08_shim_hangs_when_containerd_restarts(containerd: Containerd, tm
     assert exits(records, RESPONSIVE) == []
 
 
+@pytest.mark.timeout(scaled(reduced=300, full=3600))
 def test_fault_01_containerd_restarts_at_random_moments(containerd: Containerd, tmp_path: Path) -> None:
     """Kill and start containerd at random times while containers start and exit."""
     chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (reproducible by its seed)

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bridge.core import reconcile
 from bridge.core.container_state import Transition
 from bridge.core.container_store import ContainerStore
-from bridge.core.containerd_model import ContainerEvent, Metadata, Task
+from bridge.core.containerd_model import ContainerEvent, ContainerKey, Instant, Metadata, Task
 from bridge.core.errors import BridgeError
 from bridge.core.label_rules import LabelRules
 from bridge.core.record_encoder import Gap, RecordEncoder
 from bridge.core.records import Record
+from bridge.core.tracker import Tracker
 from bridge.core.transition_emitter import TransitionEmitter
 from bridge.delivery.pump import Pump
 from bridge.outbox.outbox import StoredOutbox
@@ -122,6 +124,10 @@ async def take_hung_shims_for_gone(*args: Any) -> list[Task | BridgeError | None
     return [None if isinstance(each, BridgeError) else each for each in await query_tasks(*args)]
 
 
+def trust_listing(tracker: Tracker, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
+    return tracker.apply_task_state(key, task, now)
+
+
 def begin_gap_now(reason: Any, _since: object, until: int) -> Gap:
     return Gap(reason, until, until)
 
@@ -186,6 +192,7 @@ MUTANTS = [
         "P3",
         {(follow, "query_tasks"): take_hung_shims_for_gone, (audit, "query_tasks"): take_hung_shims_for_gone},
     ),
+    Mutant("trusts the listing against newer events", "P3", {(reconcile, "_merge_task"): trust_listing}),
     Mutant("never audits", "P3", {(audit, "find_mismatches"): lambda *_: set()}),
     Mutant("begins the gap too late", "P4", {(sync, "Gap"): begin_gap_now}),
     Mutant("skips the marker round trip", "P4", {(Connection, "pass_marker"): trust_subscription}),
