@@ -73,7 +73,8 @@ class Auditor:
         filters_changed = gap.reason == "filters_changed"
         listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
         if self._connection.unlisted_namespaces - set(listing.failed):
-            await synchronize(self._connection, "audit")
+            await synchronize(self._connection, "audit")  # the listing is older now
+            listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
         if filters_changed:
             self._connection.unlisted_namespaces = set(listing.failed)
         keys = find_mismatches(tracker, listing)

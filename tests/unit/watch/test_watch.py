@@ -180,6 +180,30 @@ async def test_failed_namespace_is_synchronized_when_it_can_be_listed() -> None:
     assert names == ["db", "db", "new-name"]
 
 
+async def test_audit_lists_again_after_it_has_synchronized() -> None:
+    client, busy = HookedClient({WEB: 10, DB: 11}), True
+
+    async def fail(namespace: str) -> None:
+        if busy and namespace == "shop":
+            raise TransientError("busy")
+
+    async def exit_web() -> None:
+        if busy:
+            return
+        client.hooks.pop("publish_marker")
+        client.run(WEB, 10, TaskStatus.STOPPED)
+        client.stream.put(exit_event(WEB, 10))
+
+    client.hooks["containers"] = fail
+    async with synced_watch(client, first_audit_delay=30) as running:
+        client.hooks["publish_marker"] = exit_web  # after the audit's first listing, in which the task is running
+        busy = False
+        await running.wait_synced(2)
+        await asyncio.sleep(60)
+    assert running.transitions[1:3] == [("exited", "live", "web"), ("present", "snapshot", "shop/db")]
+    assert client.calls["task"] == 0
+
+
 async def test_failed_namespace_gets_changed_filters_later() -> None:
     client, busy = HookedClient({WEB: 10, DB: 11}), True
 
