@@ -44,7 +44,10 @@ SECRET = "s3cr3t"  # noqa: S105 (in labels that must not be stored)
 KEYS = [
     ContainerKey(*each) for each in (("default", "a"), ("default", "b"), ("shop", "a"), ("k8s.io", "c"), ("moby", "d"))
 ]
-RULES = LabelRules(include=["app.*", "nerdctl/name"], exclude=["app.hidden"], redact=["*token*"])
+RULES = {
+    "wide": LabelRules(include=["app.*", "nerdctl/name"], exclude=["app.hidden"], redact=["*token*"]),
+    "narrow": LabelRules(include=["app.token"], exclude=[], redact=["*token*"]),
+}
 FILTERS = {"all": ContainerFilter(), "some": ContainerFilter(labels=((), ("app.skip",)))}
 QUIET_SECONDS = 700  # two audits
 STOP_SECONDS = 6
@@ -129,7 +132,7 @@ class Bridge:
         self.client = InProcessClient(
             world.containerd,
             self.clock,
-            RULES,
+            RULES[world.rules],
             container_filter=FILTERS[world.filters],
             subscription_delay=lambda: world.rng.choice((0, 0, 0.05, 0.3)),
         )
@@ -159,8 +162,8 @@ class Bridge:
             host=HOST,
             namespace_filter=NamespaceFilter(),
             container_filter=FILTERS[self._world.filters],
-            label_rules=RULES,
-            filter_fingerprint=self._world.filters,
+            label_rules=RULES[self._world.rules],
+            filter_fingerprint=f"{self._world.filters}/{self._world.rules}",
             keeps_checkpoint=self._world.disk is not None,
         )
 
@@ -199,7 +202,8 @@ class Bridge:
 class World:
     """The host and what happens on it.
 
-    ``committed`` are the published records with the times of their commits, ``trace`` is everything that happened.
+    ``committed`` are the published records with the times of their commits, ``trace`` is everything that happened,
+    ``rule_changes`` are changes of the label rules, with the last positions that records had before.
     """
 
     def __init__(self, seed: int, *, steps: int = 40) -> None:
@@ -214,7 +218,8 @@ class World:
         self.brokers = [Broker("kafka", rng, self.log, ordered=True), Broker("nats", rng, self.log, ordered=False)]
         self.tight = rng.random() < 0.2
         self.limits = Limits(max_records=8 if self.tight else 100_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
-        self.filters = "all"
+        self.filters, self.rules = "all", "wide"
+        self.rule_changes: list[tuple[tuple[int, int], str]] = []
         self.committed: list[tuple[int, dict[str, Any]]] = []
         self.documents: dict[tuple[int, int], bytes] = {}
         self.violations: list[str] = []
@@ -558,7 +563,18 @@ class World:
 
     def _filters(self) -> None:
         self.filters = self.rng.choice(sorted(FILTERS))
-        self.bridge.client.container_filter = FILTERS[self.filters]
+        self._reload()
+
+    def _label_rules(self) -> None:
+        journal = self.bridge.watch._journal
+        if journal is not None:
+            self.rules = self.rng.choice(sorted(RULES))
+            self.rule_changes.append(((journal.encoder.epoch, journal.encoder.sequence), self.rules))
+            self._reload()
+
+    def _reload(self) -> None:
+        client = self.bridge.client
+        client.rules, client.container_filter = RULES[self.rules], FILTERS[self.filters]
         self.bridge.watch.reload(self.bridge.settings())
 
     def _snapshot(self) -> None:
@@ -597,6 +613,7 @@ _OPERATIONS = {
     "stop bridge": 3,
     "reboot": 0.5,
     "filters": 2,
+    "label rules": 2,
     "snapshot": 2,
     "clock step": 0.3,
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -236,7 +238,7 @@ def running_containers(world: World) -> dict[str, tuple[Any, ...]]:
             )
             if task is not None and task.status in _RUNNING and in_scope and namespace != "moby":
                 paused = task.status is TaskStatus.PAUSED
-                running[display_id(key)] = (task.pid, paused, name, RULES.apply(container.labels))
+                running[display_id(key)] = (task.pid, paused, name, RULES[world.rules].apply(container.labels))
     return running
 
 
@@ -308,3 +310,17 @@ def check_secrets(world: World) -> Iterator[str]:
     for secret in (SECRET.encode(), b"y" * 50):
         if any(secret in data for data in stored):
             yield f"P9: {secret!r} is stored"
+    yield from _check_rule_changes(world)
+
+
+def _check_rule_changes(world: World) -> Iterator[str]:
+    """No record after a change of the label rules has a label that the new rules drop."""
+    changes = [*world.rule_changes, ((sys.maxsize, 0), "")]
+    for _, record in world.committed:
+        if (container := record["container"]) is None:
+            continue
+        position, name = position_of(record), f"{record['id']} at {position_of(record)}"
+        for (after, rules), (until, _rules) in pairwise(changes):
+            kept = RULES[rules].apply(container["labels"] or {})
+            if after < position <= until and kept != (container["labels"] or {}):
+                yield f"P9: {name} has {sorted(container['labels'].keys() - kept.keys())}"

@@ -212,6 +212,7 @@ MUTANTS = [
     Mutant("receives no faster than it writes", "P8", {(EventQueue, "put"): receive_and_process}),
     Mutant("ignores the limits", "P8", {(Limits, "overflow"): lambda *_: (0, 0)}),
     Mutant("ignores the label rules", "P9", {(LabelRules, "apply"): lambda _, labels: dict(labels)}),
+    Mutant("keeps labels that new rules drop", "P9", {(Tracker, "apply_label_rules"): lambda *_: None}),
 ]
 
 
