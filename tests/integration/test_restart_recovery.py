@@ -114,7 +114,7 @@ def start_bridge_until(engine: Containerd, directory: Path, until: str, *flags: 
     process = bridge(engine, directory, *flags)
     before = measure_progress(process, until)
     with process:
-        eventually(lambda: until == "nothing" or measure_progress(process, until) > before, until, within=20)
+        eventually(lambda: until == "nothing" or measure_progress(process, until) > before, until, within=60)
         yield process
 
 
