@@ -106,6 +106,7 @@ class _StoredState(Struct, frozen=True, array_like=True):
     start_seen: bool = False
     last_pid: int = 0
     pid_cycle: int = 0
+    was_published: bool = False
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -166,6 +167,7 @@ def _encode_state(entry: ContainerState | None) -> bytes | None:
             run.start_seen,
             entry.last_pid,
             entry.pid_cycle,
+            incarnation.was_published,
         )
     )
 
@@ -249,6 +251,7 @@ def _restore_state(entry: ContainerState, stored: _StoredState) -> None:
             paused=stored.paused,
             in_scope=stored.in_scope,
             preexisting=stored.preexisting,
+            was_published=stored.was_published,
         )
     if stored.held:
         entry.held_exit = HeldExit(stored.held, deadline=0, oom=None, paused=False)

@@ -223,7 +223,8 @@ class Incarnation(Struct, gc=False):
     """The run of a container as consumers know it; the task is running.
 
     ``in_scope``: the container filter matches, decided once per incarnation. ``preexisting``: the run began before the
-    bridge watched, and its first ``present`` record is not published yet.
+    bridge watched or has entered the scope, and the next ``present`` record is not published yet. ``was_published``: it
+    was published before it left the scope.
     """
 
     pid: int
@@ -231,6 +232,7 @@ class Incarnation(Struct, gc=False):
     paused: bool
     in_scope: bool
     preexisting: bool = False
+    was_published: bool = False
 
 
 NO_INCARNATION = Incarnation(pid=0, id="", paused=False, in_scope=False)

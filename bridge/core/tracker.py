@@ -400,6 +400,7 @@ class Tracker:
         entry = self._store.get_or_create(key)
         if (incarnation := entry.incarnation) is not None:
             matches = in_scope(entry.metadata)
+            incarnation.was_published |= incarnation.in_scope and not incarnation.preexisting
             incarnation.preexisting = matches and (incarnation.preexisting or not incarnation.in_scope)
             incarnation.in_scope = matches
         self._store.note_change(entry)

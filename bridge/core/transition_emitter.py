@@ -92,10 +92,10 @@ class TransitionEmitter:
             self._emit(entry, incarnation, "paused" if effect.paused else "unpaused", effect.origin, effect.at)
 
     def exited(self, entry: ContainerState, effect: Exited, now: Instant) -> None:
-        """Emit or hold an exit; the start of a preexisting run, which consumers do not know, comes first."""
+        """Emit or hold an exit; the start of a preexisting run, unless consumers know it, comes first."""
         incarnation, entry.incarnation = _incarnation_of(entry), None
         was_paused, incarnation.paused = incarnation.paused and not incarnation.preexisting, False
-        if incarnation.preexisting:
+        if incarnation.preexisting and not incarnation.was_published:
             self._emit(entry, incarnation, "started", "inferred", effect.at)
         if incarnation.in_scope:
             self.release_exit(entry)

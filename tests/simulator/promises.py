@@ -129,6 +129,7 @@ def _check_sequences(world: World) -> Iterator[str]:
 def check_incarnations(world: World) -> Iterator[str]:
     """Each incarnation starts once, is paused and resumed in turn, and exits at most once."""
     states: dict[tuple[str, str, str], str] = {}
+    excludable: set[tuple[str, str, str]] = set()
     listed: set[tuple[str, str, str]] | None = None
     epoch = 0
     for _, record in world.committed:
@@ -139,24 +140,27 @@ def check_incarnations(world: World) -> Iterator[str]:
         if kind == "snapshot_started":
             listed = set()
         elif kind == "snapshot_completed" and listed is not None:
-            for each in states.keys() - listed:  # also those that do not match the filters any more
-                if states[each] != "exited" and each[0] == source_of(record):
-                    states[each] = "unknown"
+            for each in states.keys() - listed:
+                if states[each] in ("running", "paused") and each[0] == source_of(record):
+                    if each not in excludable:
+                        yield f"P2: {each} is not listed by snapshot {record['snapshot']['id']}"
+                    states[each] = "filtered out"
         if container is None:
             continue
         run = (source_of(record), record["id"], container["incarnation"])
         state, paused = states.get(run), "paused" if container["paused"] else "running"
         allowed: dict[str, tuple[str | None, ...]] = {
-            # Known limit: a run that left the scope may start again if it ends unseen before it is in scope again.
-            "started": (None, "unknown") if "filters" in world.kinds else (None,),
-            "present": (None, "unknown", paused),
+            "started": (None,),
+            "present": (None, "filtered out", paused),
             "paused": ("running",),
             "unpaused": ("paused",),
-            "exited": ("running", "paused"),
+            "exited": ("running", "paused", "filtered out"),
         }
         if state not in allowed[kind]:
             yield f"P2: {kind} {record['id']} {container['incarnation']} at {position_of(record)} after {state}"
         states[run] = "exited" if kind == "exited" else paused
+        if "filters" in world.kinds and (container["labels"] is None or "app.skip" in container["labels"]):
+            excludable.add(run)
         if listed is not None:
             listed.add(run)
 

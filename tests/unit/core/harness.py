@@ -24,6 +24,8 @@ class ReferenceConsumer:
 
     running: dict[ContainerKey, tuple[int, bool]] = field(default_factory=dict)
     received: list[TrueTransition] = field(default_factory=list)
+    begun: set[tuple[ContainerKey, str]] = field(default_factory=set)
+    filtered_out: set[tuple[ContainerKey, int]] = field(default_factory=set)
     exited: set[tuple[ContainerKey, str]] = field(default_factory=set)
     preexisting_count: int = 0
     filtered: bool = False  # containers may be out of scope, or have the same creation time
@@ -35,10 +37,14 @@ class ReferenceConsumer:
             self._apply_additional(transition)
             return
         current = self.running.get(transition.key)
+        if transition.type == "exited" and (transition.key, transition.pid) in self.filtered_out:
+            current = self.running.setdefault(transition.key, (transition.pid, False))  # its next record may be the end
         assert (transition.key, transition.incarnation) not in self.exited, f"record after exit: {transition}"
         assert (transition.exit_info is not None) is (transition.type == "exited")
         if transition.type == "started":
             assert current is None, f"started while {current} is running: {transition}"
+            assert (transition.key, transition.incarnation) not in self.begun, f"started again: {transition}"
+            self.begun.add((transition.key, transition.incarnation))
         else:
             assert current is not None, f"container is not running: {transition}"
             assert current[0] == transition.pid, f"other incarnation than {current}: {transition}"
@@ -86,11 +92,13 @@ class ReferenceConsumer:
             self.apply(transition)
         if filters_changed:
             present = {record.key for record in snapshot_records}
+            self.filtered_out |= {(key, pid) for key, (pid, _) in self.running.items() if key not in present}
             self.running = {key: value for key, value in self.running.items() if key in present}
         for record in snapshot_records:
             assert (record.type, record.origin) == ("present", "snapshot")
             assert (record.key, record.incarnation) not in self.exited, f"present after exit: {record}"
             self.preexisting_count += record.key not in self.running
+            self.begun.add((record.key, record.incarnation))
             assert self.running.setdefault(record.key, (record.pid, record.paused)) == (record.pid, record.paused)
         assert len(snapshot_records) == len(self.running), "a running container has no snapshot record"
 

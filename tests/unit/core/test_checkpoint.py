@@ -450,6 +450,17 @@ def test_reevaluate_scope_makes_newly_included_preexisting(
     assert (restored.incarnation.in_scope, restored.incarnation.preexisting) == (in_scope, preexisting)
 
 
+def test_run_that_left_scope_is_not_started_again_after_restart() -> None:
+    before = filtered_tracker(running_container("a"))
+    key = ContainerKey("a", "c")
+    before.update_metadata(make_metadata(key, in_scope=False))
+    before.reevaluate_scope(key)
+    restored = restore_tracker(save_changes(before))
+    restored.update_metadata(make_metadata(key))
+    restored.reevaluate_scope(key)
+    assert transition_types(restored.apply_task_state(key, None, NOW)) == ["exited"]
+
+
 def test_stricter_label_rules_apply_to_restored_metadata() -> None:
     labels = {"secret": "x", "password": "y", "tier": "front"}
     restored = running_container(

@@ -345,6 +345,25 @@ def test_reconcile_reevaluates_scope_when_filters_have_changed() -> None:
         assert [each.incarnation for each in tracker.snapshot_records(moment(second))] == ["5f3c9a1e-5"]
 
 
+@pytest.mark.parametrize(
+    ("first_in_scope", "expected"),
+    [(True, [("exited", "inferred", 5)]), (False, [("started", "inferred", 5), ("exited", "inferred", 5)])],
+    ids=["published before", "never published"],
+)
+def test_run_that_enters_scope_and_is_over_starts_at_most_once(
+    *, first_in_scope: bool, expected: TransitionSummary
+) -> None:
+    tracker = synced_tracker()
+    tracker.update_metadata(make_metadata(in_scope=first_in_scope))
+    tracker.process_event(started(5, 0), moment(0))
+    tracker.disconnect()
+    excluded = listing(task(5), containers=[make_metadata(in_scope=False)])
+    assert reconcile(tracker, excluded, moment(10), filters_changed=True) == []
+    tracker.disconnect()
+    included = listing(task(5, TaskStatus.STOPPED))
+    assert summarize(reconcile(tracker, included, moment(11), filters_changed=True)) == expected
+
+
 def test_reconcile_adds_container_recreated_after_old_deletion() -> None:
     tracker = synced_tracker()
     tracker.process_event(ContainerDeleted(WEB, wall(1)), moment(1))
