@@ -46,7 +46,7 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
     transitions: list[Transition] = []
     tracker.connect(now)
     for metadata in listing.containers.values():
-        if _was_recreated(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key)):
+        if _was_recreated(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key), now):
             transitions += tracker.apply_task_state(metadata.key, None, now)
         _merge_metadata(tracker, metadata, now)
         if filters_changed:
@@ -113,17 +113,17 @@ def _merge_metadata(tracker: Tracker, metadata: Metadata, now: Instant) -> None:
         tracker.update_metadata(metadata)
 
 
-def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task | None) -> bool:
+def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task | None, now: Instant) -> bool:
     """Return whether a running container was recreated in a gap: its run is over, even if a task has the same pid now.
 
     If so, the missed exit must be published with the old metadata, before it is replaced. The known metadata may have
-    been older than the run, so another time of creation alone proves nothing.
+    been older than the run, so another time of creation alone proves nothing, nor one after the clock was set back.
     """
     if entry is None or entry.touched or entry.metadata is None or (run := entry.state.running) is None:
         return False
     if metadata.created_at is None or metadata.created_at == entry.metadata.created_at:
         return False
-    return (task is not None and task.pid not in (0, run.pid)) or metadata.created_at > run.since
+    return (task is not None and task.pid not in (0, run.pid)) or run.since < metadata.created_at <= now.wall
 
 
 def _is_stale(entry: ContainerState, metadata: Metadata, now: Instant) -> bool:

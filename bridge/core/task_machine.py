@@ -286,17 +286,19 @@ def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> boo
     exited, run = state.find_exited(pid), state.task
     for created in state.created:
         if created.pid == pid and (exited is None or created.at > exited.until):
-            known_until = created.at
+            known_until, is_over = created.at, False
             break
     else:
         if isinstance(run, Running) and run.pid == pid:
             return True  # the creation of the running task was not seen so far
         known_until = -1 if exited is None else exited.until
+        is_over = True
     if state.evidence and (pending := state.find(PendingExit, pid)) is not None:
-        known_until = max(known_until, _time_of_exit(pending.event))
+        known_until, is_over = max(known_until, _time_of_exit(pending.event)), True
     if known_until < 0:
         return False
-    return at <= known_until or _moment_if_on_time(state, at, now) is None
+    was_set_back = known_until > now.wall  # the clock: the known times cannot be compared with that of the event
+    return (at <= known_until and not (was_set_back and is_over)) or _moment_if_on_time(state, at, now) is None
 
 
 def _note_late_creation(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
@@ -371,7 +373,7 @@ def _exit_without_start(state: TaskState, event: TaskExited, now: Instant, effec
     """Wait for the start. Repeated exits, and those without pid, change nothing."""
     if event.pid == 0:
         return state
-    if _is_repeated_exit(state, event):
+    if _is_repeated_exit(state, event, now):
         effects.append(_DUPLICATE)
         return state
     if state.running is None:
@@ -381,16 +383,18 @@ def _exit_without_start(state: TaskState, event: TaskExited, now: Instant, effec
     return _end_checks_of(_add_evidence(state, pending, effects), event, now, effects)
 
 
-def _is_repeated_exit(state: TaskState, event: TaskExited) -> bool:
+def _is_repeated_exit(state: TaskState, event: TaskExited, now: Instant) -> bool:
     """Return whether an exit is known, or that of an earlier task than the one that has its pid now, if any."""
     if state.find(PendingExit, event.pid) is not None:
         return True
     exited = state.find_exited(event.pid)
     if exited is None:
         return False
+    if event.exited_at is not None and event.exited_at == exited.exited_at:
+        return True
     created, start = state.find_created(event.pid), state.find(UnconfirmedStart, event.pid)
     begin = created.at if created is not None else None if start is None else start.event.at
-    return begin is None or _time_of_exit(event) < begin
+    return begin is None or _time_of_exit(event) < begin <= now.wall
 
 
 def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effects: Effects) -> TaskState:
@@ -412,7 +416,7 @@ def _end_run(
     """End the run. If the event may be that of an earlier task with the same pid, query the task."""
     if state.exited and (exited := state.find_exited(event.pid)) is not None:
         ended_at = _time_of_exit(event)
-        if ended_at < _run_of(state).since or ended_at <= exited.until:
+        if ended_at < _run_of(state).since or ended_at <= exited.until or ended_at > now.wall:
             effects.append(_QUERY_NOW)
             if event.exited_at == exited.exited_at or _moment_if_on_time(state, ended_at, now) is None:
                 effects.append(_DUPLICATE)
@@ -545,9 +549,7 @@ def _report_created(state: TaskState, input_: CreatedReported, now: Instant, eff
     state = _finish_others(state, input_.pid, now, effects)
     if state.find_created(input_.pid) is None:
         effects.append(_BEGIN_CHECKS)
-        exited = state.find_exited(input_.pid)
-        created_at = now.wall if exited is None else max(now.wall, exited.until + 1)
-        created = _remember_created(state, input_.pid, created_at)
+        created = _remember_created(state, input_.pid, now.wall)
         state = replace(state, task=Created(input_.pid), created=created)
     return _settle(state, now)
 
@@ -806,6 +808,8 @@ def _run_of(state: TaskState) -> Running:
 
 def _remember_created(state: TaskState, pid: int, at: int) -> tuple[CreatedTask, ...]:
     """Return the created tasks with another one, which replaces that of the same pid, or the oldest of too many."""
+    if state.exited and (exited := state.find_exited(pid)) is not None and at <= exited.until:
+        at = exited.until + 1  # the clock was set back: the task is another one than that
     others = [each for each in state.created if each.pid != pid]
     return (*others[1 - MAX_CREATED :], CreatedTask(pid, at))
 

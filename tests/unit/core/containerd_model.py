@@ -241,7 +241,7 @@ class ContainerdModel:
     def advance(self, nanoseconds: int) -> None:
         self._monotonic += nanoseconds
         if self.faults.clock == "stepping" and not self.stream and self.flip(0.1):
-            self._offset += self.rng.choice([-7_200, -3, 3, 7_200]) * SECOND
+            self._offset += self.rng.choice([-7_200, -3, 3, 7_200]) * SECOND + 1  # nothing happens at the same time
 
     def stop_faults(self) -> None:
         """End all faults; events to be sent again arrive, unless they are lost."""

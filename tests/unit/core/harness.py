@@ -116,7 +116,7 @@ class Harness:
         self._preexisting_count = 0
         self._filters_changed = False
         self.start_checks = True
-        self.ambiguous_times = False  # a late exit, or the creation of the container, can look newer than the start
+        self.ambiguous_times = False  # a late event can look newer than the exit of its task
         self._exits: Counter[Process] = Counter()
         self._incarnations: dict[Process, set[str]] = defaultdict(set)
 

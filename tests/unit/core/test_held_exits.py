@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -170,14 +171,15 @@ def test_oom_is_false_when_run_was_watched_completely() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tracker", "status"),
+    ("run", "status"),
     [
-        pytest.param(running_tracker(), 137, id="SIGKILL"),
-        pytest.param(running_tracker(runtime="io.containerd.kata.v2"), 0, id="other runtime"),
-        pytest.param(running_tracker(started_at=EXIT_AT - 0.9), 0, id="short run"),
+        pytest.param({}, 137, id="SIGKILL"),
+        pytest.param({"runtime": "io.containerd.kata.v2"}, 0, id="other runtime"),
+        pytest.param({"started_at": EXIT_AT - 0.9}, 0, id="short run"),
     ],
 )
-def test_oom_is_unknown_when_event_may_be_missing(tracker: Tracker, status: int) -> None:
+def test_oom_is_unknown_when_event_may_be_missing(run: dict[str, Any], status: int) -> None:
+    tracker = running_tracker(**run)
     exit_web(tracker, status)
     assert oom(release(tracker)) is None
 

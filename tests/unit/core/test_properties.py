@@ -54,7 +54,7 @@ def run_history(
     containerd = ContainerdModel(rng)
     harness = Harness(containerd)
     harness.start_checks = start_checks
-    harness.ambiguous_times = faults.clock != "steady" and (faults.gaps or faults.pids == "returning")
+    harness.ambiguous_times = faults.clock != "steady" and (faults.gaps or faults.late)
     if not before:
         harness.connect()
     containerd.faults = faults

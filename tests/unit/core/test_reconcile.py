@@ -334,6 +334,11 @@ def test_reconcile_keeps_run_when_known_metadata_was_older() -> None:
     assert merge(tracker, listing(task(5), containers=[make_metadata(created_at=wall(0.1))])) == []
 
 
+def test_reconcile_keeps_run_when_clock_was_set_back() -> None:
+    tracker = tracker_after_gap()
+    assert merge(tracker, listing(task(5), containers=[make_metadata(created_at=wall(11))])) == []
+
+
 def test_reconcile_reevaluates_scope_when_filters_have_changed() -> None:
     tracker = tracker_after_gap()
     excluded = replace(make_metadata(), in_scope=False)

@@ -5,6 +5,7 @@ test_properties.py checks the invariants of the whole tracker on random historie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import pytest
@@ -30,13 +31,22 @@ CREATED, RUNNING, STOPPED, PAUSED = TaskStatus.CREATED, TaskStatus.RUNNING, Task
 
 
 class At(NamedTuple):
-    """An input that is processed ``seconds`` after the boot; an event without it is processed when it happens."""
+    """An input that is processed ``seconds`` after the boot; an event without it is processed when it happens.
+
+    ``step``: the seconds by which the wall clock has been set since the boot.
+    """
 
     seconds: float
     input: object
+    step: float = 0
 
 
 Step: TypeAlias = ContainerEvent | At
+
+
+def set_back(seconds: float, make_event: Callable[..., ContainerEvent], pid: int) -> At:
+    """Return an event that happens after the wall clock was set back by an hour."""
+    return At(seconds, make_event(pid, seconds - 3600), step=-3600)
 
 
 def reported(seconds: float, pid: int | None = None, status: TaskStatus = RUNNING, *, synced: bool = True) -> At:
@@ -67,8 +77,8 @@ def process(*steps: Step) -> tuple[TaskState, TaskState, machine.Effects, Instan
     now = moment(0)
     effects: machine.Effects = []
     for each in steps:
-        seconds, input_ = _input_of(each)
-        before, now = state, moment(seconds)
+        seconds, input_, clock_step = _input_of(each)
+        before, now = state, Instant(wall(seconds + clock_step), moment(seconds).monotonic)
         state, effects = step(state, input_, now)
     return before, state, effects, now
 
@@ -82,8 +92,8 @@ def run(*steps: Step) -> str:
     return f"{', '.join(texts)} -> {type(state.task).__name__}{'' if state.confirmed else '?'}".strip()
 
 
-def _input_of(each: Step) -> tuple[float, object]:
-    return each if isinstance(each, At) else (to_seconds(each.at - wall(0)), each)
+def _input_of(each: Step) -> At:
+    return each if isinstance(each, At) else At(to_seconds(each.at - wall(0)), each)
 
 
 def describe(effect: machine.Effect, now: Instant) -> str:
@@ -331,6 +341,25 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("start of the reported task", [reported(1, 5), At(2, started(5, 0.5)), exited(5, 3)],
          "exited live 0 @3 hold -> NoTask"),
     ],
+    "clock set back": [
+        ("killed before its start, then created", [*NEW, exited(5, 1), set_back(2, created, 5)],
+         "count never_started, begin checks -> Created"),
+        ("killed before its start, then started", [*NEW, exited(5, 1), set_back(2, created, 5),
+         set_back(3, started, 5)], "count duplicate, query -> Created"),
+        ("created again", [*NEW, set_back(2, created, 5)], "count late -> Created"),
+        ("created twice", [*NEW, At(2, created(5, 0.1), step=-3600)], "count late -> Created"),
+        ("ended, then created", [*ENDED, set_back(2, created, 5)], "begin checks -> Created"),
+        ("ended, then created twice", [*ENDED, set_back(2, created, 5), At(3, created(5, 2 - 3600), step=-3600)],
+         "count late, query -> Created"),
+        ("next task killed before its start", [*ENDED, created(5, 2), set_back(3, exited, 5)], "wait 30 -> Created"),
+        ("next task created, then the first exit", [*ENDED, created(5, 2), At(3, exited(5, 1), step=-3600)],
+         "count duplicate -> Created"),
+        ("next task running, then an earlier exit", [*ENDED, set_back(2, created, 5), set_back(3, started, 5),
+         At(4, reported(4, 5).input, step=-3600), At(5, exited(5, 1.5), step=-3600)],
+         "query, count duplicate -> Running"),
+        ("late start, then its exit again", [*RUN, set_back(2, exited, 5), At(3, started(5, 1), step=-3600),
+         At(4, exited(5, 2 - 3600), step=-3600)], "count duplicate -> NoTask"),
+    ],
     "absurd events": [
         ("pid of an old start", [*(started(pid, pid) for pid in range(100, 100 + 2 * MAX_EVIDENCE))],
          "query, count unconfirmed_start, count dropped_evidence -> Running"),
@@ -529,7 +558,7 @@ def test_every_cell_of_table_has_case() -> None:
     for steps in (steps for cases in CASES.values() for _name, steps, _expected in cases):
         state = TaskState()
         for each in steps:
-            seconds, input_ = _input_of(each)
+            seconds, input_, _ = _input_of(each)
             cells.add((type(input_), type(state.task)))
             state, _ = step(state, input_, moment(seconds))
     assert cells == {(input_, task_) for input_, handlers in TABLE.items() for task_ in handlers}
