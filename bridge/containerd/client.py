@@ -267,7 +267,7 @@ class ContainerdClient:
 
         Raises:
             TransientError: CRI did not respond within the time, or is not initialized yet.
-            UnreadableError: CRI, or the proxy, refuses the call.
+            UnreadableError: CRI fails, or the proxy denies the call.
         """
         try:
             response = await self._call(methods.CRI_CONTAINERS, methods.CRI_CONTAINERS_REQUEST, "", seconds)

@@ -116,7 +116,7 @@ class EngineClient(Protocol):
 
         Raises:
             TransientError: CRI did not respond within the time, or is not initialized yet.
-            UnreadableError: CRI, or the proxy, refuses the call.
+            UnreadableError: CRI fails, or the proxy denies the call.
         """
 
     async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
