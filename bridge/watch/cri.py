@@ -21,7 +21,7 @@ from bridge.task_groups import task_group
 from bridge.watch.settings import WatchSettings
 
 CALL_SECONDS = 5.0  # for one call; a slower CRI is hung
-INITIALIZATION_SECONDS = 15.0  # CRI refuses calls until it has restored its containers, after a start of containerd
+INITIALIZATION_SECONDS = 15.0  # CRI fails calls until it has restored its containers, after a start of containerd
 RECORDS_SECONDS = 10.0  # for all records that are requested together
 MAX_RECORDS = 1000  # requested together: those of the containers created last; the next audit requests the others
 _PROBE_SECONDS = 1.0  # for the list call while CRI is known not to respond

@@ -34,7 +34,7 @@ def pod_metadata(key: ContainerKey = POD) -> Metadata:
 
 
 def listing(*records: RecordedExit, tasks: tuple[Task, ...] = (), only_ids: tuple[ContainerKey, ...] = ()) -> Listing:
-    """Return a listing with CRI's records, and with containers of whose end CRI's list tells only that."""
+    """Return a listing with CRI's records, and with containers that CRI only lists as exited."""
     exits: dict[ContainerKey, RecordedExit | None] = {each.key: each for each in records}
     exits |= dict.fromkeys(only_ids)
     keys = {*exits, *(each.key for each in tasks)}

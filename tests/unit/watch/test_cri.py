@@ -156,7 +156,7 @@ async def test_watch_waits_for_cri_to_be_initialized() -> None:
     assert ends(running) == [("web", (7, None))]
 
 
-@pytest.mark.parametrize("fault", ["refused", "not initialized", "hung", "hung status", "unreadable"])
+@pytest.mark.parametrize("fault", ["denied", "not initialized", "hung", "hung status", "unreadable"])
 async def test_failing_cri_is_reported_once_and_delays_little(fault: str) -> None:
     client = kubernetes_client()
     with capture_logs() as logs:
@@ -164,7 +164,7 @@ async def test_failing_cri_is_reported_once_and_delays_little(fault: str) -> Non
             await asyncio.sleep(1)
             end_unseen(client, WEB, 7)
             client.state.run_unseen(JOB)
-            if fault == "refused":
+            if fault == "denied":
                 client.faults.errors[LIST, ""] = DENIED
             elif fault == "not initialized":
                 client.faults.errors[LIST, ""] = UNAVAILABLE

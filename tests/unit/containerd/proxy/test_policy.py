@@ -104,8 +104,8 @@ def test_proxy_removes_all_but_run_facts_from_responses_of_cri() -> None:
     canaries = b"".join(wire.field(number, entry) for number in (2, 8, 12, 13, 14, 16, 18))
     canaries += b"".join(wire.field(number, secret) for number in (9, 11, 15, 17))
     info = wire.field(2, wire.field(1, "info") + wire.field(2, secret))
-    answer = BY_METHOD[methods.CRI_STATUS].filter_response(wire.field(1, status + canaries) + info)
-    assert answer == wire.field(1, status)
+    filtered = BY_METHOD[methods.CRI_STATUS].filter_response(wire.field(1, status + canaries) + info)
+    assert filtered == wire.field(1, status)
 
 
 def test_proxy_allows_only_known_subscription_filters() -> None:
