@@ -287,10 +287,15 @@ class HeldExit(Struct, frozen=True):
 
 
 class DueExit(NamedTuple):
-    """A held exit whose time has passed: it is released when all events received until then are processed."""
+    """A held exit whose time has passed: it is released when all events received until then are processed.
+
+    ``killed``: by SIGKILL, so that the OOM event may be lost. ``oom``: CRI has recorded an OOM kill.
+    """
 
     key: ContainerKey
     incarnation: str
+    killed: bool = False
+    oom: bool = False
 
 
 class TaskQuery(NamedTuple):

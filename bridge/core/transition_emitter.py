@@ -145,16 +145,18 @@ class TransitionEmitter:
             del self._held_exits[key]
             entry = self._store.find(key)
             assert entry is not None and entry.held_exit is not None  # noqa: S101, PT018 (it has a deadline)
-            due.append(DueExit(key, entry.held_exit.transitions[0].incarnation))
+            exited = entry.held_exit.transitions[0]
+            killed = exited.exit_info is not None and exited.exit_info.status == SIGKILL_STATUS
+            due.append(DueExit(key, exited.incarnation, killed))
         return due
 
     def release_due_exit(self, due: DueExit) -> ContainerState | None:
-        """Emit a due exit if it is still held, and return the state of its container; ``oom`` is False if known."""
+        """Emit a due exit if it is still held, with ``oom`` as far as known; return the state of its container."""
         entry = self._store.find(due.key)
         held = None if entry is None else entry.held_exit
         if entry is None or held is None or held.transitions[0].incarnation != due.incarnation:
             return None
-        self.release_exit(entry, held.oom)
+        self.release_exit(entry, due.oom or held.oom)
         return entry
 
     def release_exit(self, entry: ContainerState, oom: bool | None = None) -> None:

@@ -72,12 +72,14 @@ class CRI:
         self._note_success("list")
         return exited
 
+    def may_know(self, key: ContainerKey) -> bool:
+        """Return whether CRI responds and may know a container."""
+        return self._responds and key.namespace == KUBERNETES_NAMESPACE and self._settings().uses_cri
+
     async def recorded_exits(self, keys: Sequence[ContainerKey]) -> dict[ContainerKey, RecordedExit]:
         """Return CRI's records of the exits of containers, as far as CRI has them and responds."""
-        keys = [key for key in keys if key.namespace == KUBERNETES_NAMESPACE][-MAX_RECORDS:]
+        keys = [key for key in keys if self.may_know(key)][-MAX_RECORDS:]
         recorded: dict[ContainerKey, RecordedExit] = {}
-        if not (keys and self._responds and self._is_watched()):
-            return recorded
         deadline = self._clock.now().monotonic + from_seconds(RECORDS_SECONDS)
         queue = iter(keys)
 

@@ -208,8 +208,7 @@ class Connection:
         while True:
             await state.event_queue.wait(self._seconds_until_due() if state.synced else None)
             if state.synced and (due := state.tracker.take_due_exits(state.clock.now())):
-                # An OOM event that has been received by now is processed first.
-                state.event_queue.put_call(partial(self._release_exits, due))
+                self._release_when_processed(due)
             self._process_ready()
             if state.synced:
                 self.journal.publish(state.tracker.expire_pending_exits(state.clock.now()))
@@ -217,8 +216,24 @@ class Connection:
                 await self.journal.write()
                 state.requests.complete_published()
 
-    def _release_exits(self, due: list[DueExit]) -> None:
-        self.journal.publish(self.state.tracker.release_exits(due))
+    def _release_when_processed(self, due: Sequence[DueExit]) -> None:
+        """Release due exits after the OOM events received by now; first request CRI's records of killed containers."""
+        killed = [each for each in due if each.killed and self.state.cri.may_know(each.key)]
+        if killed:
+            self._tasks.create_task(self._release_recorded(killed))
+        self._put_release([each for each in due if each not in killed])
+
+    async def _release_recorded(self, due: Sequence[DueExit]) -> None:
+        recorded = await self.state.cri.recorded_exits([each.key for each in due])
+        ooms = {key for key, exit_ in recorded.items() if exit_.oom}
+        self._put_release([each._replace(oom=each.key in ooms) for each in due])
+
+    def _put_release(self, due: Sequence[DueExit]) -> None:
+        def release() -> None:
+            self.journal.publish(self.state.tracker.release_exits(due))
+
+        if due:
+            self.state.event_queue.put_call(release)
 
     def _seconds_until_due(self) -> float | None:
         due = self.state.tracker.next_due(start_checks=not self._checking_starts)

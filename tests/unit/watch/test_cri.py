@@ -137,6 +137,40 @@ async def test_lost_exit_event_gets_oom_from_cri_while_live() -> None:
     assert ends(running) == [("web", (137, True))]
 
 
+@pytest.mark.parametrize(("reason", "oom"), [(b"OOMKilled", True), (b"Error", None)])
+async def test_killed_container_gets_oom_from_cri_if_event_is_lost(reason: bytes, oom: bool | None) -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        client.state.container(WEB).cri_status.reason = reason
+        client.state.exit(WEB, 137)
+        client.state.delete_task(WEB)
+        await running.eventually(lambda: ends(running))
+        client.state.publish_exit(WEB, 10_000, 137)
+        await asyncio.sleep(60)
+    assert ends(running) == [("web", (137, oom))]
+    assert running.transitions[1:] == [("exited", "live", "k8s.io/web")]
+
+
+async def test_killed_container_is_published_if_cri_hangs() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        client.faults.hang(STATUS)
+        begin = running.clock.now().monotonic
+        client.state.exit(WEB, 137)
+        await running.eventually(lambda: ends(running))
+        assert to_seconds(running.clock.now().monotonic - begin) <= cri.CALL_SECONDS + 1
+    assert ends(running) == [("web", (137, None))]
+
+
+async def test_held_exit_is_published_at_shutdown_while_cri_hangs() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        client.faults.hang(STATUS)
+        client.state.exit(WEB, 137)
+        await running.eventually(lambda: client.calls["recorded_exit"])
+    assert ends(running) == [("web", (137, None))]
+
+
 async def test_audit_finds_run_whose_events_were_lost() -> None:
     client = kubernetes_client()
     async with synced_watch(client, first_audit_delay=30) as running:
