@@ -6,6 +6,7 @@ The runs are compared with what CRI remembers, and the statuses with those that 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import subprocess
@@ -16,17 +17,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.core.containerd_model import RecordedExit
 from bridge.core.label_rules import LabelRules
 from tests.bridge_process import BridgeProcess, RecordDict, running_after
 from tests.eventually import eventually
+from tests.integration.canaries import Canaries, read_files
 from tests.integration.delivery import complete_records
 from tests.kubernetes.manifests import Manifest, container, pod
 from tests.kubernetes.records import pod_of, running_tasks
+from tests.proxy_process import ProxyProcess
 from tests.scale import scaled
+from tests.simulator import wire
 from tests.testbed import kubernetes
 from tests.testbed.kubernetes import Node
 
@@ -208,9 +214,9 @@ def test_fault_47_pods_end_while_bridge_is_stopped(plain_node: Node, tmp_path: P
             recorded = both(before, remembered(node), applied_at)
         bridge.wait_agrees()
         counts.append(check_round(bridge.records(), recorded, name))
+        print(f"{name}: {counts[-1]} of {len(recorded)} runs that CRI remembers", flush=True)
         bridge.process.stop()
         remove(node, name)
-    print("runs per round:", *counts)
     assert min(counts) >= PODS // 2
 
 
@@ -232,7 +238,59 @@ def test_fault_47_pods_end_while_containerd_restarts(plain_node: Node, tmp_path:
             wait_ended(node, name)
             before = remembered(node)
             bridge.wait_agrees()
-            counts.append(check_round(bridge.records(), both(before, remembered(node), applied_at), name))
+            recorded = both(before, remembered(node), applied_at)
+            counts.append(check_round(bridge.records(), recorded, name))
+            print(f"{name}: {counts[-1]} of {len(recorded)} runs that CRI remembers", flush=True)
             remove(node, name)
-    print("runs per round:", *counts)
     assert min(counts) >= PODS // 4
+
+
+def test_annotations_environment_and_log_paths_are_not_read(plain_node: Node, tmp_path: Path) -> None:
+    """CRI's responses contain them, but not what passes the proxy, nor anything that the bridge writes."""
+    node, canaries = plain_node, Canaries()
+    environment = [{"name": "TOKEN", "value": canaries.new("environment")}]
+    # kubelet passes the path on as an annotation of the container.
+    main = {**container("completes", "sleep 0.2"), "terminationMessagePath": f"/dev/{canaries.new('annotation')}"}
+    annotated = pod("canary", {**main, "env": environment}, hostNetwork=True)
+    canaries.adopt("log path", "/var/log/pods/")
+    with ProxyProcess(node.host_path(node.address), tmp_path) as proxy:
+        bridge = BridgeProcess(
+            proxy.address, tmp_path, "--log-level=debug", sinks=[f"file:{tmp_path}/sink.jsonl"],
+            state_dir=tmp_path / "state",
+        )  # fmt: skip
+        bridge.start()
+        bridge.wait_logged("synced")
+        bridge.stop()
+        node.apply(annotated)
+        eventually(
+            lambda: node.get("pod", "canary")["status"]["phase"] == "Succeeded", "the end of the pod", within=120
+        )
+        (status,) = node.get("pod", "canary")["status"]["containerStatuses"]
+        id_ = status["state"]["terminated"]["containerID"].removeprefix("containerd://")
+        with bridge:
+            bridge.wait_logged("synced", 2)
+        records = [json.loads(line) for line in (tmp_path / "sink.jsonl").read_bytes().splitlines()]
+        ends = [
+            each["exit"]["status"] for each in records if each["type"] == "exited" and each["container"]["id"] == id_
+        ]
+        assert ends == [0]
+        requests: dict[str, tuple[methods.Method[Any], bytes]] = {
+            "list": (methods.CRI_CONTAINERS, methods.CRI_CONTAINERS_REQUEST.SerializeToString()),
+            "status": (methods.CRI_STATUS, wire.field(1, id_)),
+            "verbose": (methods.CRI_STATUS, wire.field(1, id_) + b"\x10\x01"),
+        }
+        direct = {name: call(node.host_path(node.address), *request) for name, request in requests.items()}
+        leaks = {leak.partition(" in ")[0] for leak in canaries.find_leaks(direct)}
+        assert leaks == {"annotation", "environment", "log path"}, "the test looks for nothing"
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+            call(proxy.address, *requests.pop("verbose"))
+        passed = {name: call(proxy.address, *request) for name, request in requests.items()}
+        assert all(id_.encode() in response for response in passed.values())
+    assert canaries.find_leaks({**passed, **read_files(tmp_path)}) == []
+    node.kubectl("delete", "pod", "canary", "--wait=true", "--grace-period=1")
+
+
+def call(address: str, method: methods.Method[Any], request: bytes) -> bytes:
+    with grpc.insecure_channel(methods.target(address)) as channel:
+        multi_callable: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method.path)
+        return multi_callable(request, timeout=10)
