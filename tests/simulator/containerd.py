@@ -248,7 +248,7 @@ class SimulatedContainerd:
 
     # --- CRI ---
 
-    async def _cri_containers(self, request: cri_pb2.ListContainersRequest, _: str) -> Message:
+    async def _cri_containers(self, request: cri_pb2.ListContainersRequest, _: str) -> Message | bytes:
         self._require_cri()
         return cri_pb2.ListContainersResponse(
             containers=[
@@ -258,7 +258,7 @@ class SimulatedContainerd:
             ]
         )
 
-    async def _cri_status(self, request: cri_pb2.ContainerStatusRequest, _: str) -> Message:
+    async def _cri_status(self, request: cri_pb2.ContainerStatusRequest, _: str) -> Message | bytes:
         self._require_cri()
         container = self.state.container(ContainerKey("k8s.io", request.container_id))
         response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
