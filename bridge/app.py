@@ -192,6 +192,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         filter_fingerprint=_filter_fingerprint(settings),
         additional_events=containers.additional_events,
         keeps_checkpoint=settings.state_dir is not None,
+        uses_cri=settings.containerd.cri == "auto",
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
 

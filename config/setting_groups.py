@@ -40,6 +40,13 @@ class ContainerdSettings(SettingsModel):
         "Path of containerd's socket, or unix:///PATH.",
         reason="The path of most distributions. k3s, rke2, microk8s and k0s use another one.",
     )
+    cri: Annotated[Literal["auto", "off"], LowercaseStr] = field(
+        "auto",
+        "Whether to complete the exits of Kubernetes containers from the records of containerd's CRI plugin: auto "
+        "(if it is there) or off.",
+        reason="containerd itself forgets how a container ended as soon as its task is deleted; CRI remembers it until "
+        "kubelet removes the container.",
+    )
 
 
 class NamespacesSettings(SettingsModel):

@@ -10,6 +10,7 @@ from bridge.cli.check_results import CheckResult
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient, Timeouts
 from bridge.containerd.rpc_errors import RpcError
+from bridge.core.container_metadata import KUBERNETES_NAMESPACE
 from bridge.core.containerd_model import Engine, Task, TaskStatus
 from bridge.core.errors import BridgeError
 from bridge.core.filters import DOCKER_NAMESPACE
@@ -23,7 +24,7 @@ _MIN_VERSION, _MAX_MAJOR_VERSION = (1, 6), 2  # oldest tested version, newest te
 _VERSION_PATTERN = re.compile(r"v?(\d+)\.(\d+)")
 
 
-async def check_containerd(path: str, is_watched: Callable[[str], bool]) -> list[CheckResult]:
+async def check_containerd(path: str, is_watched: Callable[[str], bool], *, uses_cri: bool = True) -> list[CheckResult]:
     """Check the containerd at ``path``; ``is_watched`` selects the namespaces. Takes up to 15 s."""
     async with ContainerdClient(path, LabelRules.keep_all(), timeouts=CHECK_TIMEOUTS) as client:
         try:
@@ -31,7 +32,10 @@ async def check_containerd(path: str, is_watched: Callable[[str], bool]) -> list
         except BridgeError as error:
             return [CheckResult.from_error(path, error)]
         checks = await asyncio.gather(
-            _check_health(client), _check_event_stream(client), _check_namespaces(client, is_watched)
+            _check_health(client),
+            _check_event_stream(client),
+            _check_namespaces(client, is_watched),
+            _check_cri(client, is_watched, uses_cri=uses_cri),
         )
     return [_check_version(engine), *(result for results in checks for result in results)]
 
@@ -97,6 +101,26 @@ async def _check_namespaces(client: ContainerdClient, is_watched: Callable[[str]
         *_excluded_namespaces(client.path, set(namespaces) - set(watched_names)),
         *results,
     ]
+
+
+async def _check_cri(
+    client: ContainerdClient, is_watched: Callable[[str], bool], *, uses_cri: bool
+) -> list[CheckResult]:
+    """Check whether CRI's records of exits are available, where they are of use."""
+    if not is_watched(KUBERNETES_NAMESPACE):
+        return []
+    if not uses_cri:
+        return [CheckResult("ok", client.path, "CRI is not used: containerd.cri is off")]
+    try:
+        exited = await client.exited_containers(CHECK_TIMEOUTS.call)
+    except BridgeError as error:
+        text = f"CRI does not respond: {error}"
+        hint = "check containerd's log, and whether a proxy of an earlier version is used, or set containerd.cri to off"
+        return [CheckResult("warning", client.path, text, hint)]
+    if exited is None:
+        return []
+    text = f"CRI responds: {len(exited)} exited containers; exits that fall into a gap get their status from it"
+    return [CheckResult("ok", client.path, text)]
 
 
 def _running_summary(path: str, running: Sequence[str], *, exist: bool) -> CheckResult:

@@ -57,7 +57,7 @@ async def run_preflight(settings: Settings) -> list[CheckResult]:
     lines = _capture_logs()
     is_watched = NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude)
     containerd, state, http, *sink_results = await asyncio.gather(
-        check_containerd(settings.containerd.address, is_watched),
+        check_containerd(settings.containerd.address, is_watched, uses_cri=settings.containerd.cri == "auto"),
         asyncio.to_thread(_check_state_dir, settings),
         _check_http(settings.http),
         *(_check_sink(id_, sink, settings.snapshot.interval) for id_, sink in settings.sinks.items()),

@@ -23,12 +23,19 @@ from bridge.clock import SystemClock
 from bridge.containerd import decode, methods
 from bridge.containerd.connection import Connection
 from bridge.containerd.event_stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
-from bridge.containerd.protos import containers_pb2, health_pb2, introspection_pb2, namespaces_pb2, tasks_pb2
+from bridge.containerd.protos import (
+    containers_pb2,
+    cri_pb2,
+    health_pb2,
+    introspection_pb2,
+    namespaces_pb2,
+    tasks_pb2,
+)
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.socket_probe import Peer, probe, socket_path
 from bridge.containerd.wait_calls import ContainerdWaitCalls
-from bridge.core.containerd_model import ContainerKey, Engine, Metadata, Task, TaskStatus
+from bridge.core.containerd_model import ContainerKey, Engine, Metadata, RecordedExit, Task, TaskStatus
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
@@ -253,6 +260,34 @@ class ContainerdClient:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
+    # --- CRI ---
+
+    async def exited_containers(self, seconds: float) -> Sequence[ContainerKey] | None:
+        """Return the containers that CRI knows to have exited, in the order of creation; None if there is no CRI.
+
+        Raises:
+            TransientError: CRI did not respond within the time, or is not initialized yet.
+            UnreadableError: CRI fails, or the proxy denies the call.
+        """
+        try:
+            response = await self._call(methods.CRI_CONTAINERS, methods.CRI_CONTAINERS_REQUEST, "", seconds)
+        except RpcError as error:
+            if error.code is StatusCode.UNIMPLEMENTED:
+                return None
+            raise _classified_cri_error(error) from error
+        return decode.exited_containers(response)
+
+    async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
+        """Return CRI's record of a container that has exited; None if CRI has none. Errors as above."""
+        request = cri_pb2.ContainerStatusRequest(container_id=key.id)
+        try:
+            response = await self._call(methods.CRI_STATUS, request, "", seconds)
+        except RpcError as error:
+            if error.code in (StatusCode.NOT_FOUND, StatusCode.UNIMPLEMENTED):
+                return None
+            raise _classified_cri_error(error) from error
+        return decode.recorded_exit(key, response.status) if response.status.id == key.id else None
+
     def wait_calls(self) -> ContainerdWaitCalls:
         """Return calls that wait for exits; they are closed with the client."""
         calls = ContainerdWaitCalls(self.path)
@@ -295,3 +330,13 @@ class ContainerdClient:
         for calls in list(self._wait_calls):
             calls.close()
         await self._disconnect()
+
+
+def _classified_cri_error(error: RpcError) -> BridgeError:
+    """Return the error, as one that a retry cannot fix unless CRI may respond later.
+
+    While CRI is not initialized, containerd 1.6 returns UNKNOWN, and 2.4 UNAVAILABLE.
+    """
+    if error.code in _UNREACHABLE_CODES or error.code is StatusCode.UNKNOWN:
+        return error
+    return UnreadableError(str(error))

@@ -14,9 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
+from bridge.containerd.protos import containers_pb2, cri_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.container_metadata import build_metadata
+from bridge.core.container_metadata import KUBERNETES_NAMESPACE, build_metadata
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -28,6 +28,7 @@ from bridge.core.containerd_model import (
     Labels,
     Marker,
     Metadata,
+    RecordedExit,
     Task,
     TaskCreated,
     TaskDeleted,
@@ -133,6 +134,31 @@ def task(namespace: str, process: process_pb2.Process) -> Task:
     )
 
 
+def exited_containers(response: cri_pb2.ListContainersResponse) -> list[ContainerKey]:
+    """Return the containers that have exited, in the order of their creation."""
+    exited = [each for each in response.containers if each.id and each.state == cri_pb2.CONTAINER_EXITED]
+    return [ContainerKey(KUBERNETES_NAMESPACE, each.id) for each in sorted(exited, key=attrgetter("created_at"))]
+
+
+def recorded_exit(key: ContainerKey, status: cri_pb2.ContainerStatus) -> RecordedExit | None:
+    """Return CRI's record of an exit; None if the container has not exited.
+
+    If CRI has found a container without a task, it has made up exit status and time; the reason says so.
+    """
+    if status.state != cri_pb2.CONTAINER_EXITED:
+        return None
+    started_at = _cri_time(status.started_at)
+    if status.reason == _CRI_UNKNOWN_REASON:
+        return RecordedExit(key, started_at)
+    oom = status.reason == _CRI_OOM_REASON
+    return RecordedExit(key, started_at, status.exit_code & 0xFFFF_FFFF, _cri_time(status.finished_at), oom)
+
+
+def _cri_time(at: int) -> int | None:
+    return at if at > 0 else None
+
+
+_CRI_OOM_REASON, _CRI_UNKNOWN_REASON = b"OOMKilled", b"Unknown"
 _STATUSES: dict[int, TaskStatus] = {status.value: status for status in TaskStatus}
 
 

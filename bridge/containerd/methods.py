@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from bridge.containerd.protos import (
     containers_pb2,
+    cri_pb2,
     health_pb2,
     introspection_pb2,
     namespaces_pb2,
@@ -68,8 +69,20 @@ CONTAINER = Method(
 TASKS = Method("/containerd.services.tasks.v1.Tasks/List", tasks_pb2.ListTasksResponse, "list the tasks")
 TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, "get a task")
 WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task to exit")
+CRI_CONTAINERS = Method(
+    "/runtime.v1.RuntimeService/ListContainers", cri_pb2.ListContainersResponse, "list CRI's exited containers"
+)
+CRI_STATUS = Method(
+    "/runtime.v1.RuntimeService/ContainerStatus", cri_pb2.ContainerStatusResponse, "return CRI's status of a container"
+)
 PUBLISH = Method("/containerd.services.events.v1.Events/Publish", PublishResponse, "publish a marker")
 SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
+
+
+CRI_CONTAINERS_REQUEST = cri_pb2.ListContainersRequest(
+    filter=cri_pb2.ContainerFilter(state=cri_pb2.ContainerStateValue(state=cri_pb2.CONTAINER_EXITED))
+)
+"""The only request to ``CRI_CONTAINERS``."""
 
 
 def is_valid_namespace(name: str) -> bool:

@@ -60,7 +60,7 @@ class CreatedTask(Struct, frozen=True, array_like=True, gc=False):
 
 
 class ExitedTask(Struct, frozen=True, array_like=True, gc=False):
-    """The newest task of a pid that is known to have exited.
+    """The newest task of a pid that is known to have exited; pid 0: its pid is unknown, so that it may be any.
 
     ``exited_at`` is None if unknown. Events of this pid up to ``until`` (wall clock), the newest known time of the
     task, belong to it or to an earlier one; later events belong to another task that has got the same pid.
@@ -164,11 +164,14 @@ class TaskState(Struct, frozen=True, gc=False):  # like all that it contains, it
         return [each for each in self.evidence if isinstance(each, kind)]
 
     def find_exited(self, pid: int) -> ExitedTask | None:
-        """Return the newest task of this pid that has exited, if any; another one may have the pid now."""
+        """Return the newest task of this pid, or of an unknown one, that has exited; another may have the pid now."""
+        unknown = None
         for each in self.exited:
             if each.pid == pid:
                 return each
-        return None
+            if not each.pid:
+                unknown = each
+        return unknown
 
     def find_created(self, pid: int) -> CreatedTask | None:
         """Return the task of this pid that was created and has not exited, if its creation is known."""
@@ -249,7 +252,8 @@ class ExitInfo(Struct, frozen=True, array_like=True, gc=False):
 class Transition(Struct, frozen=True):
     """A change or state of a container to publish, with ``metadata`` and ``pod_labels`` as known at that moment.
 
-    ``pid`` is 0 and ``incarnation`` is "" if the container has no published incarnation.
+    ``pid`` is 0 and ``incarnation`` is "" if the container has no published incarnation; ``pid`` alone is 0 if it is
+    unknown. ``started_at``: of a start, when it happened, if that is known.
     """
 
     type: TransitionType | SnapshotRecordType | AdditionalEventType
@@ -262,6 +266,7 @@ class Transition(Struct, frozen=True):
     incarnation: str
     paused: bool
     exit_info: ExitInfo | None = None
+    started_at: int | None = None
 
     def with_label_rules(self, rules: LabelRules) -> Transition:
         """Return the transition with only the labels that ``rules`` keep, whichever rules it was made with."""
@@ -284,10 +289,15 @@ class HeldExit(Struct, frozen=True):
 
 
 class DueExit(NamedTuple):
-    """A held exit whose time has passed: it is released when all events received until then are processed."""
+    """A held exit whose time has passed: it is released when all events received until then are processed.
+
+    ``killed``: by SIGKILL, so that the OOM event may be lost. ``oom``: CRI has recorded an OOM kill.
+    """
 
     key: ContainerKey
     incarnation: str
+    killed: bool = False
+    oom: bool = False
 
 
 class TaskQuery(NamedTuple):

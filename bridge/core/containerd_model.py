@@ -98,6 +98,20 @@ class ExitStatus(Struct, frozen=True):
     exited_at: int | None
 
 
+class RecordedExit(Struct, frozen=True):
+    """CRI's record of a container that has exited, until kubelet removes it. CRI starts a container once.
+
+    ``started_at`` is None if the container was never started, exit status and time if CRI does not know them either.
+    ``oom``: CRI has recorded an OOM kill; false proves nothing.
+    """
+
+    key: ContainerKey
+    started_at: int | None = None
+    exit_status: int | None = None
+    exited_at: int | None = None
+    oom: bool = False
+
+
 class Engine(Struct, frozen=True):
     """One containerd: ``id`` is its server UUID ("" if it reports none), ``pid`` is 0 if unknown."""
 

@@ -9,7 +9,16 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-from bridge.core.containerd_model import ContainerKey, Engine, Event, ExitStatus, Instant, Metadata, Task
+from bridge.core.containerd_model import (
+    ContainerKey,
+    Engine,
+    Event,
+    ExitStatus,
+    Instant,
+    Metadata,
+    RecordedExit,
+    Task,
+)
 from bridge.core.errors import BridgeError
 from bridge.core.records import Record
 
@@ -101,6 +110,17 @@ class EngineClient(Protocol):
         Raises:
             TransientError: containerd or the shim did not respond; the state of the task is unknown.
         """
+
+    async def exited_containers(self, seconds: float) -> Sequence[ContainerKey] | None:
+        """List the containers that CRI knows to have exited, in the order of creation; None if there is no CRI.
+
+        Raises:
+            TransientError: CRI did not respond within the time, or is not initialized yet.
+            UnreadableError: CRI fails, or the proxy denies the call.
+        """
+
+    async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
+        """Return CRI's record of a container that has exited; None if CRI has none. Errors as above."""
 
     def wait_calls(self) -> WaitCalls:
         """Return calls that wait for exits; they connect when the first one starts."""

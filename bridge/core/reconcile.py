@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from msgspec import Struct, field
 
 from bridge.core.container_state import ContainerState, PendingExit, Transition
-from bridge.core.containerd_model import ContainerKey, Instant, Metadata, Task, TaskStatus
+from bridge.core.containerd_model import ContainerKey, Instant, Metadata, RecordedExit, Task, TaskStatus
 from bridge.core.start_checks import START_CHECKED_NS
 from bridge.core.tracker import Tracker
 
@@ -21,7 +21,8 @@ from bridge.core.tracker import Tracker
 class Listing(Struct):
     """containerd's listing, namespace by namespace; it says nothing about the namespaces in ``failed``.
 
-    ``excluded`` are the namespaces that are not watched.
+    ``excluded`` are the namespaces that are not watched. ``exits`` are the containers that have exited according to
+    CRI, in the order of creation, with its records where they were requested.
     """
 
     namespaces: list[str] = field(default_factory=list)
@@ -29,6 +30,7 @@ class Listing(Struct):
     containers: dict[ContainerKey, Metadata] = field(default_factory=dict)
     tasks: dict[ContainerKey, Task] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
+    exits: dict[ContainerKey, RecordedExit | None] = field(default_factory=dict)
 
 
 def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_changed: bool = False) -> list[Transition]:
@@ -51,11 +53,13 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
         _merge_metadata(tracker, metadata, now)
         if filters_changed:
             tracker.reevaluate_scope(metadata.key)
-        if metadata.key not in listing.tasks and _is_young(metadata, now):
+        if metadata.key not in listing.tasks and metadata.key not in listing.exits and _is_young(metadata, now):
             tracker.begin_start_checks(metadata.key, now)
         transitions += tracker.emit_metadata_change(metadata.key, now)
+    transitions += apply_exits(tracker, listing, listing.exits, now)
     for key in {**listing.containers, **listing.tasks}:
-        transitions += _merge_task(tracker, key, listing.tasks.get(key), now)
+        if not _is_settled(tracker, listing, key):
+            transitions += _merge_task(tracker, key, listing.tasks.get(key), now)
     return transitions + _handle_absent(tracker, listing, now)
 
 
@@ -75,6 +79,50 @@ def reevaluate_scope(tracker: Tracker, listing: Listing, listed_at: int, now: In
         if (metadata.created_at or 0) <= listed_at:
             transitions += tracker.emit_metadata_change(metadata.key, now)
     return transitions
+
+
+def find_unknown_exits(tracker: Tracker, listing: Listing) -> list[ContainerKey]:
+    """Return the containers that have exited according to CRI, and of whose end the tracker does not know.
+
+    Listed tasks decide. In a namespace that is not synced, runs that no record has shown are none of the bridge's.
+    """
+    unknown = []
+    for key in listing.exits:
+        entry = tracker.find(key)
+        is_running = entry is not None and entry.incarnation is not None
+        if key not in listing.tasks and is_end_unseen(entry) and (is_running or tracker.has_synced(key.namespace)):
+            unknown.append(key)
+    return unknown
+
+
+def is_end_unseen(entry: ContainerState | None) -> bool:
+    """Return whether no exit of a container is known, not even one whose start may still arrive."""
+    return entry is None or not (entry.state.exited or entry.state.find(PendingExit))
+
+
+def apply_exits(tracker: Tracker, listing: Listing, keys: Iterable[ContainerKey], now: Instant) -> list[Transition]:
+    """Return the transitions that follow from CRI's records of exits: those that were missed, in the order of creation.
+
+    Containers with events in the window are left to task queries. In a namespace that is not synced, the exits are
+    those from before the bridge watched.
+    """
+    transitions: list[Transition] = []
+    for key in keys:
+        entry, recorded = tracker.find(key), listing.exits[key]
+        if entry is None or entry.touched or entry.metadata is None or key in listing.tasks or not is_end_unseen(entry):
+            continue
+        if recorded is None and not tracker.has_synced(key.namespace) and entry.incarnation is None:
+            recorded = RecordedExit(key)
+        if recorded is not None:
+            transitions += tracker.apply_recorded_exit(recorded, now)
+    return transitions
+
+
+def _is_settled(tracker: Tracker, listing: Listing, key: ContainerKey) -> bool:
+    """Return whether CRI confirms that the known exit is the last change of a container."""
+    if key not in listing.exits or key in listing.tasks or (entry := tracker.find(key)) is None:
+        return False
+    return not entry.touched and entry.incarnation is None and bool(entry.state.exited) and not entry.state.evidence
 
 
 def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:

@@ -190,6 +190,7 @@ class RecordEncoder:
             self._host,
             self.epoch,
             self.sequence + 1,
+            records.Start(rfc3339(transition.started_at)) if transition.type == "started" else None,
         )
         return _record(document, namespace=transition.key.namespace)
 
@@ -329,4 +330,5 @@ def _control_record_at(
         exit=None,
         snapshot=None,
         lost=lost,
+        start=None,
     )

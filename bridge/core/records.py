@@ -75,6 +75,12 @@ class Container(Struct, frozen=True):
     pod: Pod | None
 
 
+class Start(Struct, frozen=True):
+    """When a container started; null if unknown."""
+
+    at: str | None
+
+
 class Exit(Struct, frozen=True):
     """How a container exited; unknown values are null. ``oom``: an OOM event preceded the exit."""
 
@@ -140,6 +146,7 @@ class EventRecord(Struct, frozen=True):
     host: str
     epoch: int
     sequence: int
+    start: Start | None = None  # missing in records of earlier versions, which an outbox may contain
 
 
 class Watermark(NamedTuple):
@@ -180,6 +187,7 @@ class Record(Struct, frozen=True):
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of the records, generated from the types."""
     schema = msgspec.json.schema(EventRecord)
+    schema["$defs"]["EventRecord"]["required"].append("start")  # optional only to decode records of earlier versions
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"whalebridge event, major version {VERSION}",

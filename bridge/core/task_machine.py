@@ -47,6 +47,7 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     ExitStatus,
     Instant,
+    RecordedExit,
     Task,
     TaskCreated,
     TaskDeleted,
@@ -96,6 +97,13 @@ class StoppedReported(Struct, frozen=True):
     synced: bool
 
 
+class ExitReported(Struct, frozen=True):
+    """CRI has recorded the exit of the container, and no task is listed; ``synced`` as in ``RunningReported``."""
+
+    exit: RecordedExit
+    synced: bool
+
+
 class QueryFailed(Struct, frozen=True):
     """A task query failed."""
 
@@ -125,12 +133,16 @@ class Disconnected(Struct, frozen=True):
 
 
 class Started(Struct, frozen=True, gc=False):
-    """A run has started. A preexisting one is first published as ``present`` instead of ``started``."""
+    """A run has started. A preexisting one is first published as ``present`` instead of ``started``.
+
+    ``pid`` is 0 if it is unknown. ``started_at``: when the run started, if that is known and not ``at``.
+    """
 
     pid: int
     origin: Origin
     at: int
     preexisting: bool
+    started_at: int | None = None
 
 
 class PauseChanged(Struct, frozen=True, gc=False):
@@ -633,6 +645,46 @@ def _report_stopped_while_running(
     return _settle(_exit(state, "inferred", now.wall, exit_info, effects), now)
 
 
+def _report_exit(state: TaskState, input_: ExitReported, now: Instant, effects: Effects) -> TaskState:
+    """Publish the run that was missed, unless an exit is known, or there was no start: CRI starts a container once."""
+    if state.exited:
+        return _settle(state, now)
+    recorded = input_.exit
+    newest = state.newest_created()
+    pids = [each.pid for each in (newest, *state.evidence) if not isinstance(each, NoTask) and each.pid]
+    pid = pids[-1] if pids else 0
+    pending = state.find(PendingExit, pid) if pid else None
+    effects.append(_END_CHECKS)
+    if not input_.synced or recorded.started_at is None:
+        if pending is None:  # otherwise its deadline decides
+            state = _remember_exit(state, pid, recorded.exited_at, now.wall)
+        return _settle(state, now)
+    oom = recorded.oom or state.find(OOMKill) is not None
+    state = _start(state, pid, "inferred", now.wall, effects, started_at=recorded.started_at)
+    if oom:
+        state = _add_oom_kill(state, pid, now, effects)
+    if pending is not None:
+        state = _apply_pending_exit(state, pending, effects)
+    else:
+        exit_info = ExitInfo(recorded.exit_status, recorded.exited_at)
+        state = _exit(state, "inferred", now.wall, exit_info, effects)
+    effects.append(_END_CHECKS)
+    return _settle(state, now)
+
+
+def _report_exit_while_running(state: TaskState, input_: ExitReported, now: Instant, effects: Effects) -> TaskState:
+    """End the run, unless an earlier exit is known: CRI starts a container once, so its record is of that run."""
+    recorded = input_.exit
+    if state.exited:
+        return state
+    if recorded.oom:
+        state = _add_oom_kill(state, _run_of(state).pid, now, effects)
+    exit_info = ExitInfo(recorded.exit_status, recorded.exited_at)
+    state = _exit(state, "inferred", now.wall, exit_info, effects)
+    effects.append(_END_CHECKS)
+    return _settle(state, now)
+
+
 def _settle(state: TaskState, now: Instant) -> TaskState:
     return replace(state, unknown=False, last_change=now.monotonic)
 
@@ -720,8 +772,12 @@ def _start(
     preexisting: bool = False,
     watched: bool = False,
     moment: int | None = None,
+    started_at: int | None = None,
 ) -> TaskState:
-    """Start a run; ``moment``: when it started (monotonic), if that is known to be the newest change."""
+    """Start a run; ``moment``: when it started (monotonic), if that is known to be the newest change.
+
+    ``started_at`` (wall clock): when it started, if that is known and not ``at``.
+    """
     evidence = state.evidence
     if evidence:
         if (unconfirmed := state.find(UnconfirmedStart, pid)) is not None:
@@ -733,7 +789,7 @@ def _start(
         evidence = tuple(each for each in evidence if not _is_explained_by_start(each, pid))
     missed = origin == "inferred" and not preexisting
     effects.append(_END_CHECKS_OF_RUN if missed else _END_CHECKS)
-    effects.append(Started(pid, origin, at, preexisting))
+    effects.append(Started(pid, origin, at, preexisting, started_at))
     return TaskState(
         Running(pid, False, at, origin == "live", watched),
         evidence,
@@ -815,11 +871,11 @@ def _remember_created(state: TaskState, pid: int, at: int) -> tuple[CreatedTask,
 
 
 def _remember_exit(state: TaskState, pid: int, exited_at: int | None, noticed: int) -> TaskState:
-    """Note that a task has exited, before ``noticed`` if ``exited_at`` is unknown.
+    """Note that a task has exited, before ``noticed`` if ``exited_at`` or the pid is unknown.
 
     Unless another task is running, the one created last is the current one.
     """
-    task, created_tasks, until = state.task, state.created, noticed if exited_at is None else exited_at
+    task, created_tasks, until = state.task, state.created, noticed if exited_at is None or not pid else exited_at
     others = []
     for each in state.exited:
         if each.pid != pid:
@@ -881,6 +937,7 @@ TABLE = _table(
     (CreatedReported,  _report_created,        _report_created_while_running),
     (RunningReported,  _report_running,        _report_running_while_running),
     (StoppedReported,  _report_stopped,        _report_stopped_while_running),
+    (ExitReported,     _report_exit,           _report_exit_while_running),
     (QueryFailed,      _make_unknown,          _unconfirm),
     (TaskFound,        _query_found,           _ignore),
     (TaskWaited,       _remember_wait,         _remember_wait),

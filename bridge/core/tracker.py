@@ -35,6 +35,7 @@ from bridge.core.containerd_model import (
     ExitStatus,
     Instant,
     Metadata,
+    RecordedExit,
     Task,
     TaskCreated,
     TaskDeleted,
@@ -59,6 +60,7 @@ from bridge.core.task_machine import (
     Effects,
     EndChecks,
     Exited,
+    ExitReported,
     NoTaskReported,
     PauseChanged,
     QueryFailed,
@@ -187,8 +189,10 @@ class Tracker:
         entry = self._store.find(key)
         return TaskQuery(key, entry.generation if entry is not None else 0)
 
-    def apply_query_result(self, query: TaskQuery, task: Task | None, now: Instant) -> list[Transition]:
-        """Apply the result of a task query; None: there is no such task.
+    def apply_query_result(
+        self, query: TaskQuery, task: Task | None, now: Instant, recorded: RecordedExit | None = None
+    ) -> list[Transition]:
+        """Apply the result of a task query; None: there is no such task, and ``recorded`` is CRI's record of its exit.
 
         If events arrived after the query was made, the order of event and result is unknown, so the query is repeated.
         The query must have been made since the last call of ``disconnect``.
@@ -202,6 +206,8 @@ class Tracker:
             return self._finish(entry)
         entry.generation += 1  # other results in flight are older
         was_running = entry.incarnation is not None
+        if task is None and recorded is not None and (was_running or entry.metadata is not None):
+            self._apply_recorded_exit(entry, recorded, now)
         self._step(entry, self._report(query.key, task), now)
         if entry.incarnation is None:
             if was_running and not entry.check_delay:
@@ -223,6 +229,16 @@ class Tracker:
         entry = self._store.get_or_create(key)
         self._step(entry, self._report(key, task), now)
         return self._finish(entry)
+
+    def apply_recorded_exit(self, recorded: RecordedExit, now: Instant) -> list[Transition]:
+        """Apply CRI's record of the exit of a container for which containerd lists no task."""
+        entry = self._store.get_or_create(recorded.key)
+        self._apply_recorded_exit(entry, recorded, now)
+        return self._finish(entry)
+
+    def _apply_recorded_exit(self, entry: ContainerState, recorded: RecordedExit, now: Instant) -> None:
+        effects = self._step(entry, ExitReported(recorded, self._store.has_synced(entry.key.namespace)), now)
+        self.counts["cri_exit"] += any(isinstance(effect, Exited) for effect in effects)
 
     def _report(
         self, key: ContainerKey, task: Task | None

@@ -75,14 +75,19 @@ class TransitionEmitter:
         """Emit a start, unless the run is preexisting."""
         self.release_exit(entry)
         pid, preexisting, matches = effect.pid, effect.preexisting, in_scope(entry.metadata)
-        entry.pid_cycle += pid <= entry.last_pid
-        entry.last_pid = pid
+        if pid:
+            entry.pid_cycle += pid <= entry.last_pid
+            entry.last_pid = pid
         id_ = incarnation_id(self._boot_id, pid, entry.pid_cycle)
         incarnation = entry.incarnation = Incarnation(pid, id_, False, matches, preexisting)
         if preexisting:
             self.preexisting_count += matches
         elif matches:
-            self._emitted.append(self._make_transition(entry, incarnation, "started", effect.origin, effect.at))
+            started_at = effect.at if effect.origin == "live" else effect.started_at
+            started = self._make_transition(
+                entry, incarnation, "started", effect.origin, effect.at, started_at=started_at
+            )
+            self._emitted.append(started)
 
     def pause_changed(self, entry: ContainerState, effect: PauseChanged, _now: Instant) -> None:
         """Emit a pause or resume, unless the run is preexisting."""
@@ -140,16 +145,18 @@ class TransitionEmitter:
             del self._held_exits[key]
             entry = self._store.find(key)
             assert entry is not None and entry.held_exit is not None  # noqa: S101, PT018 (it has a deadline)
-            due.append(DueExit(key, entry.held_exit.transitions[0].incarnation))
+            exited = entry.held_exit.transitions[0]
+            killed = exited.exit_info is not None and exited.exit_info.status == SIGKILL_STATUS
+            due.append(DueExit(key, exited.incarnation, killed))
         return due
 
     def release_due_exit(self, due: DueExit) -> ContainerState | None:
-        """Emit a due exit if it is still held, and return the state of its container; ``oom`` is False if known."""
+        """Emit a due exit if it is still held, with ``oom`` as far as known; return the state of its container."""
         entry = self._store.find(due.key)
         held = None if entry is None else entry.held_exit
         if entry is None or held is None or held.transitions[0].incarnation != due.incarnation:
             return None
-        self.release_exit(entry, held.oom)
+        self.release_exit(entry, due.oom or held.oom)
         return entry
 
     def release_exit(self, entry: ContainerState, oom: bool | None = None) -> None:
@@ -242,11 +249,12 @@ class TransitionEmitter:
         origin: Origin,
         at: int,
         exit_info: ExitInfo | None = None,
+        started_at: int | None = None,
     ) -> Transition:
         metadata = entry.metadata
         pod_labels = self._store.pod_labels(metadata) if metadata is not None and metadata.pod is not None else None
         pid, id_, paused = incarnation.pid, incarnation.id, incarnation.paused
-        return Transition(type_, origin, at, entry.key, metadata, pod_labels, pid, id_, paused, exit_info)
+        return Transition(type_, origin, at, entry.key, metadata, pod_labels, pid, id_, paused, exit_info, started_at)
 
 
 def in_scope(metadata: Metadata | None) -> bool:

@@ -11,12 +11,12 @@ from msgspec.structs import replace
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Metadata
 from bridge.core.errors import BridgeError
-from bridge.core.reconcile import Listing, find_mismatches, reevaluate_scope
+from bridge.core.reconcile import Listing, find_mismatches, find_unknown_exits, reevaluate_scope
 from bridge.core.record_encoder import Gap
 from bridge.core.records import SnapshotReason
 from bridge.core.time import MILLISECOND, SECOND, from_seconds, to_seconds
 from bridge.watch.follow import Connection
-from bridge.watch.listing import list_containers, query_tasks
+from bridge.watch.listing import list_containers
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotResult
 from bridge.watch.sync import synchronize
 
@@ -77,21 +77,24 @@ class Auditor:
             listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
         if filters_changed:
             self._connection.unlisted_namespaces = set(listing.failed)
-        keys = find_mismatches(tracker, listing)
+        listing.exits = dict.fromkeys(await state.cri.exited_containers())
+        keys = self._find_mismatches(listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
-            keys &= find_mismatches(tracker, listing)
+            keys &= self._find_mismatches(listing)
         queries = [tracker.make_query(key) for key in sorted(keys)]
         metadata = await self._fetch_missing_metadata(sorted(keys - listing.containers.keys()))
-        results = await query_tasks(state.client, [query.key for query in queries], self._connection.query_semaphore)
-        paired = list(zip(queries, results, strict=True))
+        results = await self._connection.query_results(queries)
 
         def finish() -> None:
             current_gap = self._begin_epoch(gap, request)
             repairs = self._apply_filters(settings.filter_fingerprint, listing, gap) if filters_changed else []
-            self._publish(current_gap, listing, repairs + self._connection.apply_results(paired, metadata), request)
+            self._publish(current_gap, listing, repairs + self._connection.apply_results(results, metadata), request)
 
         state.event_queue.put_call(finish)
+
+    def _find_mismatches(self, listing: Listing) -> set[ContainerKey]:
+        return {*find_mismatches(self._state.tracker, listing), *find_unknown_exits(self._state.tracker, listing)}
 
     def _begin_epoch(self, gap: Gap, request: SnapshotRequest | None) -> Gap:
         """Begin an epoch if another bridge's is newer; return the gap in which consumers may have skipped records."""

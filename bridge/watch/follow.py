@@ -9,6 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 
@@ -22,6 +23,7 @@ from bridge.core.containerd_model import (
     Instant,
     Marker,
     Metadata,
+    RecordedExit,
     Task,
     TaskCreated,
     TaskStarted,
@@ -29,6 +31,7 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.errors import BridgeError, TransientError
 from bridge.core.ports import EventStream
+from bridge.core.reconcile import is_end_unseen
 from bridge.core.time import MILLISECOND, SECOND, to_seconds
 from bridge.stream_markers import StreamMarkers
 from bridge.watch.event_queue import QueuedEvent
@@ -41,6 +44,14 @@ SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge sto
 CLOCK_TOLERANCE_NS = 60 * SECOND  # of a clock that is adjusted
 _NON_CONTAINER_EVENTS = (Marker, Ignored, Undecodable)
 _log = structlog.get_logger(__name__)
+
+
+class QueryResult(NamedTuple):
+    """A task query, its result or error, and CRI's record of the exit if there is no task."""
+
+    query: TaskQuery
+    task: Task | BridgeError | None
+    recorded: RecordedExit | None
 
 
 class Connection:
@@ -197,8 +208,7 @@ class Connection:
         while True:
             await state.event_queue.wait(self._seconds_until_due() if state.synced else None)
             if state.synced and (due := state.tracker.take_due_exits(state.clock.now())):
-                # An OOM event that has been received by now is processed first.
-                state.event_queue.put_call(partial(self._release_exits, due))
+                self._release_when_processed(due)
             self._process_ready()
             if state.synced:
                 self.journal.publish(state.tracker.expire_pending_exits(state.clock.now()))
@@ -206,8 +216,24 @@ class Connection:
                 await self.journal.write()
                 state.requests.complete_published()
 
-    def _release_exits(self, due: list[DueExit]) -> None:
-        self.journal.publish(self.state.tracker.release_exits(due))
+    def _release_when_processed(self, due: Sequence[DueExit]) -> None:
+        """Release due exits after the OOM events received by now; first request CRI's records of killed containers."""
+        killed = [each for each in due if each.killed and self.state.cri.may_know(each.key)]
+        if killed:
+            self._tasks.create_task(self._release_recorded(killed))
+        self._put_release([each for each in due if each not in killed])
+
+    async def _release_recorded(self, due: Sequence[DueExit]) -> None:
+        recorded = await self.state.cri.recorded_exits([each.key for each in due])
+        ooms = {key for key, exit_ in recorded.items() if exit_.oom}
+        self._put_release([each._replace(oom=each.key in ooms) for each in due])
+
+    def _put_release(self, due: Sequence[DueExit]) -> None:
+        def release() -> None:
+            self.journal.publish(self.state.tracker.release_exits(due))
+
+        if due:
+            self.state.event_queue.put_call(release)
 
     def _seconds_until_due(self) -> float | None:
         due = self.state.tracker.next_due(start_checks=not self._checking_starts)
@@ -243,27 +269,35 @@ class Connection:
 
     async def query(self, queries: Sequence[TaskQuery]) -> None:
         """Query tasks, and wait until the results are processed."""
-        results = await query_tasks(self.state.client, [query.key for query in queries], self.query_semaphore)
-        paired = list(zip(queries, results, strict=True))
-        self.state.event_queue.put_call(lambda: self.journal.publish(self.apply_results(paired)))
+        results = await self.query_results(queries)
+        self.state.event_queue.put_call(lambda: self.journal.publish(self.apply_results(results)))
         await self.state.event_queue.wait_processed()
 
-    def apply_results(
-        self, results: Iterable[tuple[TaskQuery, Task | BridgeError | None]], metadata: Iterable[Metadata] = ()
-    ) -> list[Transition]:
+    async def query_results(self, queries: Sequence[TaskQuery]) -> list[QueryResult]:
+        """Query tasks; where there is none, and the container's end would be news, request CRI's record of it."""
+        tasks = await query_tasks(self.state.client, [query.key for query in queries], self.query_semaphore)
+        unseen = [
+            query.key
+            for query, task in zip(queries, tasks, strict=True)
+            if task is None and is_end_unseen(self.state.tracker.find(query.key))
+        ]
+        recorded = await self.state.cri.recorded_exits(unseen)
+        return [QueryResult(query, task, recorded.get(query.key)) for query, task in zip(queries, tasks, strict=True)]
+
+    def apply_results(self, results: Iterable[QueryResult], metadata: Iterable[Metadata] = ()) -> list[Transition]:
         """Apply the results of queries, and the metadata of unknown containers; return the transitions that follow."""
         state, now = self.state, self.state.clock.now()
         for each in metadata:
             state.tracker.update_metadata(each)
         transitions: list[Transition] = []
-        for query, result in results:
+        for query, result, recorded in results:
             if not state.is_watched(query.key.namespace):
                 continue  # not watched any more since the query was made
             if isinstance(result, BridgeError):
                 state.ignored_events.query_failed(query.key, result)
                 state.tracker.query_failed(query)
             else:
-                transitions += state.tracker.apply_query_result(query, result, now)
+                transitions += state.tracker.apply_query_result(query, result, now, recorded)
                 if result is not None:
                     self._wait_for_exit(query.key, result.pid)
         if state.synced:

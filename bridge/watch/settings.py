@@ -16,7 +16,8 @@ class WatchSettings(Struct, frozen=True, kw_only=True):
 
     ``namespace_filter`` selects the namespaces to watch, ``container_filter`` the containers to publish.
     ``filter_fingerprint`` identifies both filters and ``label_rules``, also across restarts. ``additional_events`` are
-    the optional event types to publish. ``keeps_checkpoint``: the outbox keeps it for the next start. A marker
+    the optional event types to publish. ``keeps_checkpoint``: the outbox keeps it for the next start.
+    ``uses_cri``: complete exits from CRI's records. A marker
     verifies the stream every ``marker_interval``. If no marker returns within ``marker_timeout``, and nothing else
     arrives, containerd hangs. The sum of both must be below 30 s, the time within which a hung containerd must be
     detected.
@@ -29,6 +30,7 @@ class WatchSettings(Struct, frozen=True, kw_only=True):
     filter_fingerprint: str = ""
     additional_events: Collection[AdditionalEventType] = ()
     keeps_checkpoint: bool = True
+    uses_cri: bool = True
     snapshot_interval: float = 6 * 3600
     first_audit_delay: float = 30
     audit_interval: float = 300

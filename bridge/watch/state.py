@@ -18,6 +18,7 @@ from bridge.core.records import SnapshotReason, SourcePosition
 from bridge.core.tracker import Tracker
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.rate_limit import RateLimiter
+from bridge.watch.cri import CRI
 from bridge.watch.event_queue import EventQueue
 from bridge.watch.second_bridges import SecondBridges
 from bridge.watch.settings import WatchSettings
@@ -60,6 +61,7 @@ class WatchState:
         self.is_watched = _cached(settings.namespace_filter)
         self.tracker = Tracker(boot_id, settings.additional_events)
         self.event_queue = EventQueue(client, clock, lambda: self.settings)
+        self.cri = CRI(client, clock, lambda: self.settings)
         self.pending: list[Transition] = []
         self.watermark_at: int | None = None
         self.verified_at: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from bridge.core.reconcile import reconcile
+from bridge.core.reconcile import find_unknown_exits, reconcile
 from bridge.core.record_encoder import Gap
 from bridge.core.records import SnapshotReason
 from bridge.watch.follow import Connection
@@ -46,6 +46,8 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     await connection.verify_engine()
     gap = Gap(reason, since, state.clock.now().wall)
     listing = await list_containers(state.client, state.clock, settings)
+    listing.exits = dict.fromkeys(await state.cri.exited_containers())
+    listing.exits |= await state.cri.recorded_exits(find_unknown_exits(state.tracker, listing))
     watermark = await connection.pass_marker()  # high watermark
 
     if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:

@@ -1,4 +1,4 @@
-"""Read the records that the bridge on a node has published to NATS."""
+"""Read the records that the bridge on a node has published to NATS, and the tasks that run there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 from tests.bridge_process import RecordDict
 from tests.eventually import eventually
 from tests.integration.delivery import read_stream
+from tests.testbed.kubernetes import Node
 
 STREAM = "WHALEBRIDGE_CONTAINERS"
 
@@ -53,3 +54,12 @@ def transitions(records: Iterable[RecordDict]) -> Counter[tuple[str, str, str]]:
         for each in records
         if each["type"] in ("started", "exited") and pod_of(each)
     )
+
+
+def running_tasks(node: Node) -> set[str]:
+    """Return the running tasks that containerd lists, without sandboxes."""
+    sandboxes = node.ctr("containers", "ls", "-q", 'labels."io.cri-containerd.kind"==sandbox', namespace="k8s.io")
+    hidden = set(sandboxes.stdout.split())
+    return {
+        f"k8s.io/{id_}" for id_, status in node.tasks("k8s.io").items() if status == "RUNNING" and id_ not in hidden
+    }

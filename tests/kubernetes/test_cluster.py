@@ -21,7 +21,7 @@ from tests.bridge_process import running_after
 from tests.eventually import eventually
 from tests.integration.delivery import check_gapless
 from tests.kubernetes.manifests import container, pod
-from tests.kubernetes.records import StreamReader, pod_of, transitions
+from tests.kubernetes.records import StreamReader, pod_of, running_tasks, transitions
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
@@ -208,15 +208,6 @@ def test_fault_41_bridge_pod_is_replaced(node: Node, stream_reader: StreamReader
         return set(running_after(stream_reader.all())) == running_tasks(node)
 
     eventually(agrees, "the records to match the running containers", within=60)
-
-
-def running_tasks(node: Node) -> set[str]:
-    """Return the running tasks that containerd lists, without sandboxes."""
-    sandboxes = node.ctr("containers", "ls", "-q", 'labels."io.cri-containerd.kind"==sandbox', namespace="k8s.io")
-    hidden = set(sandboxes.stdout.split())
-    return {
-        f"k8s.io/{id_}" for id_, status in node.tasks("k8s.io").items() if status == "RUNNING" and id_ not in hidden
-    }
 
 
 @pytest.mark.usefixtures("stream_reader")

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from bridge.containerd import methods
 from bridge.containerd.protos import (
     containers_pb2,
+    cri_pb2,
     events_pb2,
     health_pb2,
     introspection_pb2,
@@ -46,6 +47,8 @@ _REQUESTS: dict[str, type[Message]] = {  # of the methods whose requests have fi
     methods.CONTAINER.path: containers_pb2.GetContainerRequest,
     methods.TASK.path: tasks_pb2.GetRequest,
     methods.WAIT.path: tasks_pb2.WaitRequest,
+    methods.CRI_CONTAINERS.path: cri_pb2.ListContainersRequest,
+    methods.CRI_STATUS.path: cri_pb2.ContainerStatusRequest,
     methods.PUBLISH.path: events_pb2.PublishRequest,
     methods.SUBSCRIBE.path: events_pb2.SubscribeRequest,
 }
@@ -78,6 +81,8 @@ class SimulatedContainerd:
             methods.TASK.path: self._task,
             methods.TASKS.path: self._tasks,
             methods.WAIT.path: self._wait,
+            methods.CRI_CONTAINERS.path: self._cri_containers,
+            methods.CRI_STATUS.path: self._cri_status,
             methods.PUBLISH.path: self._publish,
             methods.SUBSCRIBE.path: self._subscribe,
         }
@@ -240,6 +245,30 @@ class SimulatedContainerd:
         response = tasks_pb2.WaitResponse(exit_status=task.exit_status)
         response.exited_at.CopyFrom(stamp(type(response.exited_at), task.exited_at))
         return response
+
+    # --- CRI ---
+
+    async def _cri_containers(self, request: cri_pb2.ListContainersRequest, _: str) -> Message | bytes:
+        self._require_cri()
+        return cri_pb2.ListContainersResponse(
+            containers=[
+                cri_pb2.Container(id=each.id, state=each.cri_status.state, created_at=each.created_at)
+                for each in self.state.namespaces.get("k8s.io", {}).values()
+                if each.cri_status.state == request.filter.state.state
+            ]
+        )
+
+    async def _cri_status(self, request: cri_pb2.ContainerStatusRequest, _: str) -> Message | bytes:
+        self._require_cri()
+        container = self.state.container(ContainerKey("k8s.io", request.container_id))
+        response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
+        response.status.id = container.id
+        return response
+
+    def _require_cri(self) -> None:
+        if not self.state.has_cri:
+            details = "unknown service runtime.v1.RuntimeService"
+            raise SimulatedRpcError(grpc.StatusCode.UNIMPLEMENTED, details)
 
     # --- events ---
 

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
+from bridge.containerd.protos import containers_pb2, cri_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.core.containerd_model import ContainerKey, Labels, TaskStatus
 from bridge.core.time import SECOND
@@ -64,6 +64,7 @@ class SimulatedContainer:
     updated_at: int
     spec_bytes: int
     task: SimulatedTask | None = None
+    cri_status: cri_pb2.ContainerStatus = field(default_factory=cri_pb2.ContainerStatus)
 
     def encode(self) -> bytes:
         """Encode the container as containerd does, including a spec if it has one."""
@@ -81,7 +82,8 @@ class SimulatedContainer:
 class State:
     """Containers by namespace, the listeners to events (None ends their streams), and a counter of pids.
 
-    ``dropped_topics`` are the topics of events that the shims do not send.
+    ``dropped_topics`` are the topics of events that the shims do not send. ``has_cri``: CRI remembers the containers of
+    namespace ``k8s.io`` until they are deleted.
     """
 
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
@@ -89,6 +91,7 @@ class State:
         self.namespaces: dict[str, dict[str, SimulatedContainer]] = {}
         self.listeners: list[Callable[[Envelope | None], None]] = []
         self.dropped_topics: set[str] = set()
+        self.has_cri = False
         self._pids = itertools.count(10_000)
 
     # --- operations of clients ---
@@ -133,6 +136,8 @@ class State:
         """Start a task."""
         task = self.task(key)
         task.status = TaskStatus.RUNNING
+        status = self.container(key).cri_status
+        status.state, status.started_at = cri_pb2.CONTAINER_RUNNING, self.now()
         self.publish(key.namespace, "/tasks/start", payloads_pb2.TaskStart(container_id=key.id, pid=task.pid))
 
     def run(self, key: ContainerKey, labels: Mapping[str, str] | None = None) -> int:
@@ -162,6 +167,7 @@ class State:
 
     def oom(self, key: ContainerKey) -> None:
         """Publish an OOM kill of some process in the container."""
+        self.container(key).cri_status.reason = b"OOMKilled"
         self.publish(key.namespace, "/tasks/oom", payloads_pb2.TaskOOM(container_id=key.id))
 
     def exit(self, key: ContainerKey, status: int = KILLED) -> None:
@@ -173,6 +179,8 @@ class State:
         """Stop a task's init process without an event."""
         task = self.task(key)
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self.now()
+        cri_status = self.container(key).cri_status
+        cri_status.state, cri_status.exit_code, cri_status.finished_at = cri_pb2.CONTAINER_EXITED, status, self.now()
         task.exited.set()
         return task
 
@@ -183,6 +191,31 @@ class State:
         payload = payloads_pb2.TaskDelete(container_id=key.id, id=key.id, pid=task.pid, exit_status=task.exit_status)
         payload.exited_at.CopyFrom(stamp(type(payload.exited_at), task.exited_at))
         self.publish(key.namespace, "/tasks/delete", payload)
+
+    def run_unseen(self, key: ContainerKey, status: int = 0, *, seconds: float = 1, oom: bool = False) -> None:
+        """Let a container that kubelet created run until now, without an event; CRI deletes its task."""
+        self.create_unseen(key)
+        now = self.now()
+        self.container(key).cri_status = cri_pb2.ContainerStatus(
+            state=cri_pb2.CONTAINER_EXITED,
+            started_at=now - int(seconds * SECOND),
+            finished_at=now,
+            exit_code=status,
+            reason=b"OOMKilled" if oom else b"Completed",
+        )
+
+    def create_unseen(self, key: ContainerKey) -> None:
+        """Create a container of a pod without an event."""
+        labels = {
+            "io.cri-containerd.kind": "container",
+            "io.kubernetes.pod.name": "web-0",
+            "io.kubernetes.pod.namespace": "shop",
+            "io.kubernetes.pod.uid": "uid-1",
+            "io.kubernetes.container.name": "main",
+        }
+        now = self.now()
+        container = SimulatedContainer(key.id, labels, IMAGE, RUNTIME, now, now, 0)
+        self.namespaces.setdefault(key.namespace, {})[key.id] = container
 
     # --- events, also without an operation: late, repeated or invalid ones ---
 

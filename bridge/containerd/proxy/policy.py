@@ -19,7 +19,7 @@ from grpc import StatusCode
 from bridge.containerd import methods
 from bridge.containerd.decode import MARKER_TOPIC_PREFIX
 from bridge.containerd.event_stream import FILTERS
-from bridge.containerd.protos import containers_pb2, health_pb2, namespaces_pb2, tasks_pb2
+from bridge.containerd.protos import containers_pb2, cri_pb2, health_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
 
 _MAX_NAMESPACE_LENGTH = 76  # containerd's limit
@@ -36,12 +36,16 @@ class CallDenied(Exception):  # noqa: N818 (a response to the client)
 
 @dataclass(frozen=True)
 class Policy:
-    """The policy for one method: type of the request, allowed fields, and whether responses can be large."""
+    """The policy for one method: type of the request, allowed fields, and whether responses can be large.
+
+    ``only_request``: the only request that is allowed, if there is one.
+    """
 
     method: methods.Method[Any]
     request_type: type[Message]
     allowed_fields: tuple[str, ...] = ()
     large_response: bool = False
+    only_request: Message | None = None
 
     def rebuild_request(self, raw: bytes) -> bytes:
         """Return the request for containerd, rebuilt from the allowed fields.
@@ -50,6 +54,10 @@ class Policy:
             CallDenied: The request cannot be decoded, or has a field that is not allowed.
         """
         request = _parse(self.request_type, raw)
+        if self.only_request is not None:
+            if request != self.only_request:  # compares also fields that our messages do not define
+                raise CallDenied(StatusCode.INVALID_ARGUMENT, "the proxy allows only the bridge's request")
+            return self.only_request.SerializeToString()
         allowed = self.request_type(**{name: getattr(request, name) for name in self.allowed_fields})
         fields = f"only these fields: {', '.join(self.allowed_fields)}" if self.allowed_fields else "no fields"
         _check_allowed(request, allowed, f"the proxy allows {fields}")
@@ -75,6 +83,13 @@ POLICIES = (
     Policy(methods.TASKS, tasks_pb2.ListTasksRequest, large_response=True),
     Policy(methods.TASK, tasks_pb2.GetRequest, ("container_id",)),
     Policy(methods.WAIT, tasks_pb2.WaitRequest, ("container_id",)),
+    Policy(
+        methods.CRI_CONTAINERS,
+        cri_pb2.ListContainersRequest,
+        large_response=True,
+        only_request=methods.CRI_CONTAINERS_REQUEST,
+    ),
+    Policy(methods.CRI_STATUS, cri_pb2.ContainerStatusRequest, ("container_id",)),
 )
 
 

@@ -104,6 +104,8 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
     yield _counter(
         "task_query_failures", "Task queries to containerd that failed or returned an unknown state.", failed_queries
     )
+    cri_exits = [((), status.ignored_events["cri_exit"])]
+    yield _counter("cri_exits", "Exits that CRI's record has completed, or that only it has reported.", cri_exits)
     others = [((), status.second_bridges)]
     yield _gauge("second_bridges", "Second bridges: others that publish for the same host on this containerd.", others)
     reconnects = [((), status.counters.reconnects)]

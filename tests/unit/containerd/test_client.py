@@ -12,13 +12,14 @@ import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from grpc import StatusCode
+from msgspec.structs import replace
 
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
 from bridge.containerd.methods import VERSION
-from bridge.containerd.protos import health_pb2
+from bridge.containerd.protos import cri_pb2, health_pb2
 from bridge.containerd.rpc_errors import from_rpc_error
-from bridge.core.containerd_model import ContainerKey, TaskStatus
+from bridge.core.containerd_model import ContainerKey, RecordedExit, TaskStatus
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
 from bridge.core.label_rules import LabelRules
 from tests.eventually import eventually_async
@@ -319,6 +320,69 @@ class TestListings:
         assert await client.container(key) is None
         assert await client.task(key) is None
         assert containerd.calls == []
+
+
+class TestCRI:
+    POD = ContainerKey("k8s.io", "web")
+
+    async def test_cri_is_none_when_containerd_has_none(self, client: ContainerdClient) -> None:
+        assert await client.exited_containers(5) is None
+        assert await client.recorded_exit(self.POD, 5) is None
+
+    async def test_cri_lists_exited_containers_in_order_of_creation(
+        self, containerd: SimulatedContainerd, client: ContainerdClient
+    ) -> None:
+        containerd.state.has_cri = True
+        for id_ in ("b", "a", "c"):
+            containerd.state.run_unseen(ContainerKey("k8s.io", id_))
+        containerd.state.run(self.POD)
+        exited = await client.exited_containers(5)
+        assert exited == [ContainerKey("k8s.io", id_) for id_ in ("b", "a", "c")]
+
+    async def test_recorded_exit_has_times_status_and_oom(
+        self, containerd: SimulatedContainerd, client: ContainerdClient
+    ) -> None:
+        containerd.state.has_cri = True
+        containerd.state.run_unseen(self.POD, 137, seconds=5, oom=True)
+        status = containerd.state.container(self.POD).cri_status
+        expected = RecordedExit(self.POD, status.started_at, 137, status.finished_at, oom=True)
+        assert await client.recorded_exit(self.POD, 5) == expected
+        status.reason = b"\xff\xfe"  # not UTF-8
+        assert await client.recorded_exit(self.POD, 5) == replace(expected, oom=False)
+        status.reason, status.exit_code = b"Unknown", 255  # CRI has found no task
+        assert await client.recorded_exit(self.POD, 5) == RecordedExit(self.POD, status.started_at)
+        status.started_at = 0
+        assert await client.recorded_exit(self.POD, 5) == RecordedExit(self.POD)
+        status.state = cri_pb2.CONTAINER_RUNNING
+        assert await client.recorded_exit(self.POD, 5) is None
+        containerd.state.delete(self.POD)
+        assert await client.recorded_exit(self.POD, 5) is None
+
+    @pytest.mark.parametrize(
+        ("code", "error_type"),
+        [
+            (StatusCode.UNAVAILABLE, TransientError),
+            (StatusCode.UNKNOWN, TransientError),
+            (StatusCode.PERMISSION_DENIED, UnreadableError),
+            (StatusCode.RESOURCE_EXHAUSTED, UnreadableError),
+        ],
+    )
+    async def test_cri_errors_are_transient_only_if_retry_may_help(
+        self, containerd: SimulatedContainerd, client: ContainerdClient, code: StatusCode, error_type: type[BridgeError]
+    ) -> None:
+        containerd.state.has_cri = True
+        for method in ("ListContainers", "ContainerStatus"):
+            fail_with(containerd, f"RuntimeService.{method}", code)
+        with pytest.raises(error_type):
+            await client.exited_containers(5)
+        with pytest.raises(error_type):
+            await client.recorded_exit(self.POD, 5)
+
+    async def test_cri_call_times_out(self, containerd: SimulatedContainerd, client: ContainerdClient) -> None:
+        containerd.faults.hang("RuntimeService.ListContainers")
+        with pytest.raises(TransientError):
+            await client.exited_containers(0.1)
+        containerd.faults.release()
 
 
 def test_client_rejects_address_other_than_unix_socket(golden: Golden) -> None:

@@ -138,7 +138,14 @@ def test_snapshot_record_contains_container_fields() -> None:
         "host": "node-1",
         "epoch": EPOCH,
         "sequence": 1,
+        "start": None,
     }
+
+
+@pytest.mark.parametrize(("started_at", "at"), [(AT, "2026-11-23T15:21:08.256344486Z"), (None, None)])
+def test_started_record_contains_time_of_start_if_known(started_at: int | None, at: str | None) -> None:
+    transition = msgspec.structs.replace(present_transition(), type="started", started_at=started_at)
+    assert decode_valid(make_encoder().encode_transition(transition))["start"] == {"at": at}
 
 
 def test_display_id_is_bare_in_default_namespace() -> None:

@@ -20,6 +20,7 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     ExitStatus,
     Instant,
+    RecordedExit,
     TaskOOM,
     TaskStatus,
 )
@@ -63,6 +64,15 @@ def waited(seconds: float, pid: int, status: int | None = 9) -> At:
     return At(seconds, machine.TaskWaited(pid, ExitStatus(status, None if status is None else 123)))
 
 
+def recorded(
+    seconds: float, status: int | None = 9, *, oom: bool = False, started: bool = True, synced: bool = True
+) -> At:
+    """Return CRI's record of a run from second 0.2 to second 1."""
+    exited_at = None if status is None else wall(1)
+    record = RecordedExit(WEB, wall(0.2) if started else None, status, exited_at, oom)
+    return At(seconds, machine.ExitReported(record, synced))
+
+
 def found(seconds: float, pid: int, status: TaskStatus = RUNNING) -> At:
     return At(seconds, machine.TaskFound(task(pid, status)))
 
@@ -100,8 +110,9 @@ def describe(effect: machine.Effect, now: Instant) -> str:
     """Return an effect as text: "started live 5 @2" is the start of pid 5, two seconds after the boot."""
     text = ""
     match effect:
-        case machine.Started(pid, origin, at, preexisting):
+        case machine.Started(pid, origin, at, preexisting, started_at):
             text = f"{'present' if preexisting else 'started'} {origin} {pid} @{_seconds(at)}"
+            text += "" if started_at is None else f" since {_seconds(started_at)}"
         case machine.PauseChanged(is_paused, origin, at):
             text = f"{'paused' if is_paused else 'unpaused'} {origin} @{_seconds(at)}"
         case machine.Exited(origin, at, exit_info, _, hold):
@@ -258,6 +269,44 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("task without pid deleted", [*RUN, deleted(0, 1, 255)], "query -> Running"),
         ("task without pid deleted, not running", [deleted(0, 1, 255)], "-> NoTask"),
         ("task without pid deleted, not started", [*NEW, deleted(0, 1, 255)], "-> Created"),
+    ],
+    "exit recorded by CRI": [
+        ("run unseen", [recorded(3)],
+         "started inferred 0 @3 since 0.2, exited inferred 9 @3 -> NoTask"),
+        ("run unseen, OOM kill", [recorded(3, 137, oom=True)],
+         "started inferred 0 @3 since 0.2, exited inferred 137 @3 oom -> NoTask"),
+        ("run unseen, OOM event", [oom(2), recorded(3, 137)],
+         "started inferred 0 @3 since 0.2, exited inferred 137 @3 oom -> NoTask"),
+        ("run unseen, status unknown", [recorded(3, None)],
+         "started inferred 0 @3 since 0.2, exited inferred None @3 -> NoTask"),
+        ("run unseen, again", [recorded(3), recorded(4)], "-> NoTask"),
+        ("run unseen, then its late creation", [recorded(3), At(3.5, created(5, 0.1))], "count late -> NoTask"),
+        ("run unseen, then its late start", [recorded(3), At(3.5, started(5, 1.1))],
+         "count duplicate, query -> NoTask"),
+        ("run unseen, then its late exit", [recorded(3), At(3.5, exited(5, 1))], "count duplicate -> NoTask"),
+        ("run unseen, then its late deletion", [recorded(3), At(3.5, deleted(5, 1))], "-> NoTask"),
+        ("run unseen, then its task stopped", [recorded(3), reported(3.5, 5, STOPPED)], "-> NoTask"),
+        ("run unseen, then no task", [recorded(3), reported(3.5)], "-> NoTask"),
+        ("before the bridge watched", [recorded(3, synced=False)], "-> NoTask"),
+        ("before the bridge watched, then again", [recorded(3, synced=False), recorded(4)], "-> NoTask"),
+        ("never started", [recorded(3, 128, started=False)], "-> NoTask"),
+        ("never started, then again", [recorded(3, 128, started=False), recorded(4)], "-> NoTask"),
+        ("after a failed query", [FAILED, recorded(3)],
+         "started inferred 0 @3 since 0.2, exited inferred 9 @3 -> NoTask"),
+        ("task created", [*NEW, recorded(3)], "started inferred 5 @3 since 0.2, exited inferred 9 @3 -> NoTask"),
+        ("task created, then its exit", [*NEW, recorded(3), At(4, exited(5, 1))], "count duplicate -> NoTask"),
+        ("exit seen", [exited(5, 1, 7), recorded(3)],
+         "started inferred 5 @3 since 0.2, exited live 7 @1 -> NoTask"),
+        ("exit seen, OOM kill", [exited(5, 1, 137), recorded(3, 137, oom=True)],
+         "started inferred 5 @3 since 0.2, exited live 137 @1 oom -> NoTask"),
+        ("exit seen, never started", [exited(5, 1, 7), recorded(3, started=False)], "-> NoTask"),
+        ("running", [*RUN, recorded(3)], "exited inferred 9 @3 -> NoTask"),
+        ("running, OOM kill", [*RUN, recorded(3, 137, oom=True)], "exited inferred 137 @3 oom -> NoTask"),
+        ("running, status known from the wait only", [*RUN, waited(2, 5, 4), recorded(3, None)],
+         "exited inferred 4 @3 -> NoTask"),
+        ("running, then the exit event", [*RUN, recorded(3), At(4, exited(5, 1))], "count duplicate -> NoTask"),
+        ("running again", [*ENDED, created(6, 2), started(6, 3), recorded(4)], "-> Running"),
+        ("ended", [*ENDED, recorded(3)], "-> NoTask"),
     ],
     "several lost exits": [
         ("second task created", [*NEXT, exited(6, 3, 26), deleted(6, 3.1), created(7, 4)],

@@ -16,6 +16,7 @@ from bridge.core.containerd_model import (
     Engine,
     ExitStatus,
     Metadata,
+    RecordedExit,
     Task,
     TaskCreated,
     TaskExited,
@@ -97,6 +98,14 @@ class HookedClient(InProcessClient):
         await self._called("task", key)
         return await super().task(key)
 
+    async def exited_containers(self, seconds: float) -> Sequence[ContainerKey] | None:
+        await self._called("exited_containers")
+        return await super().exited_containers(seconds)
+
+    async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
+        await self._called("recorded_exit", key)
+        return await super().recorded_exit(key, seconds)
+
     async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         await self._called("wait_for_exit", key)
         return await super().wait_for_exit(key)
@@ -160,12 +169,16 @@ class RunningWatch:
     """A running watch, and the records that it published."""
 
     def __init__(
-        self, client: HookedClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+        self,
+        client: HookedClient,
+        checkpoint: Mapping[str, bytes | None] | None = None,
+        boot_id: str = "5f3c9a1e-0000",
+        **changed: object,
     ) -> None:
         self.client = client
         self.clock = client.clock
         self.outbox = RecordingOutbox(checkpoint)
-        self.watch = ContainerWatch(client, self.outbox, self.clock, settings(**changed), "5f3c9a1e-0000")
+        self.watch = ContainerWatch(client, self.outbox, self.clock, settings(**changed), boot_id)
         self.task = asyncio.create_task(self.watch.run())
 
     @property
@@ -196,7 +209,7 @@ class RunningWatch:
 
 @contextlib.asynccontextmanager
 async def running_watch(
-    client: HookedClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+    client: HookedClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: Any
 ) -> AsyncIterator[RunningWatch]:
     """Run a watch that audits only on request, and does not verify its stream."""
     running = RunningWatch(

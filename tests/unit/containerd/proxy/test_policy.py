@@ -75,6 +75,39 @@ def test_proxy_denies_unknown_fields_and_unreadable_requests(rule: policy.Policy
         assert denied_code(caught) is StatusCode.INVALID_ARGUMENT
 
 
+def test_proxy_lists_only_exited_containers_of_cri() -> None:
+    rule = BY_METHOD[methods.CRI_CONTAINERS]
+    allowed = methods.CRI_CONTAINERS_REQUEST.SerializeToString()
+    assert rule.rebuild_request(allowed) == allowed
+    running = wire.field(1, wire.field(2, b"\x08\x01"))
+    with_label = wire.field(1, wire.field(2, b"\x08\x02") + wire.field(4, wire.field(1, "app") + wire.field(2, "web")))
+    for other in (b"", running, with_label, allowed + wire.field(1, wire.field(1, "web"))):
+        with pytest.raises(CallDenied):
+            rule.rebuild_request(other)
+
+
+def test_proxy_denies_verbose_status_of_cri() -> None:
+    request = wire.field(1, "web")
+    assert BY_METHOD[methods.CRI_STATUS].rebuild_request(request) == request
+    with pytest.raises(CallDenied):
+        BY_METHOD[methods.CRI_STATUS].rebuild_request(request + b"\x10\x01")
+
+
+def test_proxy_removes_all_but_run_facts_from_responses_of_cri() -> None:
+    secret = b"canary-7f3a"
+    entry = wire.field(1, b"example.com/token") + wire.field(2, secret)
+    container = wire.field(1, "web") + b"\x30\x02\x38\x07"
+    canaries = b"".join(wire.field(number, entry) for number in (3, 4, 8, 9)) + wire.field(5, secret)
+    listed = BY_METHOD[methods.CRI_CONTAINERS].filter_response(wire.field(1, container + canaries))
+    assert listed == wire.field(1, container)
+    status = wire.field(1, "web") + b"\x18\x02\x28\x03\x30\x04\x38\x05" + wire.field(10, "Error")
+    canaries = b"".join(wire.field(number, entry) for number in (2, 8, 12, 13, 14, 16, 18))
+    canaries += b"".join(wire.field(number, secret) for number in (9, 11, 15, 17))
+    info = wire.field(2, wire.field(1, "info") + wire.field(2, secret))
+    filtered = BY_METHOD[methods.CRI_STATUS].filter_response(wire.field(1, status + canaries) + info)
+    assert filtered == wire.field(1, status)
+
+
 def test_proxy_allows_only_known_subscription_filters() -> None:
     policy.check_subscription(b"")
     policy.check_subscription(wire.field(1, FILTERS[0]))

@@ -87,7 +87,8 @@ def method(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCall
 async def test_relay_forwards_every_allowed_method(channel: grpc.aio.Channel, recorder: Recorder) -> None:
     for rule in POLICIES:
         if rule.method is not methods.WAIT:
-            await method(channel, rule.method.path)(b"")
+            request = b"" if rule.only_request is None else rule.only_request.SerializeToString()
+            await method(channel, rule.method.path)(request)
     assert recorder.calls == [rule.method.path for rule in POLICIES if rule.method is not methods.WAIT]
 
 

@@ -1,0 +1,202 @@
+"""CRI's records of exits: what the tracker makes of them at a listing, at a query, and after a restart."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from bridge.core import checkpoint
+from bridge.core.container_state import ExitInfo, Transition
+from bridge.core.containerd_model import ContainerKey, Metadata, PodReference, RecordedExit, Task, TaskOOM
+from bridge.core.reconcile import Listing, find_unknown_exits, reconcile
+from bridge.core.tracker import Tracker
+from tests.unit.core.factories import (
+    BOOT_ID,
+    created,
+    deleted,
+    exited,
+    make_metadata,
+    moment,
+    started,
+    summarize,
+    synced_tracker,
+    task,
+    wall,
+)
+
+POD = ContainerKey("k8s.io", "attempt-0")
+NEXT = ContainerKey("k8s.io", "attempt-1")
+RECORD = RecordedExit(POD, wall(2), 3, wall(4))
+
+
+def pod_metadata(key: ContainerKey = POD) -> Metadata:
+    return make_metadata(key, pod=PodReference("web-0", "shop", "uid-1", "main"))
+
+
+def listing(*records: RecordedExit, tasks: tuple[Task, ...] = (), only_ids: tuple[ContainerKey, ...] = ()) -> Listing:
+    """Return a listing with CRI's records, and with containers that CRI only lists as exited."""
+    exits: dict[ContainerKey, RecordedExit | None] = {each.key: each for each in records}
+    exits |= dict.fromkeys(only_ids)
+    keys = {*exits, *(each.key for each in tasks)}
+    return Listing(
+        namespaces=["k8s.io"],
+        containers={key: pod_metadata(key) for key in keys},
+        tasks={each.key: each for each in tasks},
+        exits=exits,
+    )
+
+
+def reconnected(tracker: Tracker) -> Tracker:
+    tracker.disconnect()
+    return tracker
+
+
+def running_tracker(pid: int = 5) -> Tracker:
+    """Return a tracker with a running container of a pod."""
+    tracker = synced_tracker()
+    tracker.update_metadata(pod_metadata())
+    for event in (created(pid, 0.1, POD), started(pid, 0.2, POD)):
+        tracker.process_event(event, moment(0.3))
+    return tracker
+
+
+def restarted(tracker: Tracker) -> Tracker:
+    """Return the tracker of the next process, from the checkpoint."""
+    values = {key: value for key, value in checkpoint.encode_changes(tracker.changes()) if value is not None}
+    other = Tracker(BOOT_ID)
+    other.restore(checkpoint.decode(values).entries, set(), moment(20))
+    return other
+
+
+def test_run_unseen_is_published_with_its_times() -> None:
+    tracker = reconnected(synced_tracker())
+    assert find_unknown_exits(tracker, listing(RECORD)) == [POD]
+    start, end = reconcile(tracker, listing(RECORD), moment(10))
+    assert summarize([start, end]) == [("started", "inferred", 0), ("exited", "inferred", 0)]
+    assert (start.at, start.started_at, end.at) == (wall(10), wall(2), wall(10))
+    assert end.exit_info == ExitInfo(3, wall(4), None)
+    assert start.incarnation == end.incarnation == "5f3c9a1e-0"
+    assert start.metadata == pod_metadata()
+    assert tracker.counts["cri_exit"] == 1
+    assert tracker.due_queries(moment(10)) == []
+
+
+def test_attempts_are_published_in_order_before_the_running_one() -> None:
+    tracker = reconnected(running_tracker())
+    first, second = RecordedExit(POD, wall(0.2), 7, wall(1)), RecordedExit(NEXT, wall(2), 8, wall(3))
+    last = ContainerKey("k8s.io", "attempt-2")
+    transitions = reconcile(tracker, listing(first, second, tasks=(task(9, key=last),)), moment(10))
+    assert [(each.type, each.key.id, each.exit_info and each.exit_info.status) for each in transitions] == [
+        ("exited", "attempt-0", 7),
+        ("started", "attempt-1", None),
+        ("exited", "attempt-1", 8),
+        ("started", "attempt-2", None),
+    ]
+
+
+@pytest.mark.parametrize("oom", [False, True])
+def test_run_that_ended_in_gap_gets_its_status(oom: bool) -> None:
+    tracker = reconnected(running_tracker())
+    record = RecordedExit(POD, wall(0.2), 137, wall(4), oom)
+    assert find_unknown_exits(tracker, listing(record)) == [POD]
+    (end,) = reconcile(tracker, listing(record), moment(10))
+    assert (end.pid, end.incarnation) == (5, "5f3c9a1e-5")
+    assert end.exit_info == ExitInfo(137, wall(4), oom or None)
+
+
+def test_known_exits_are_not_requested_and_not_queried() -> None:
+    tracker = running_tracker()
+    tracker.process_event(exited(5, 1, key=POD), moment(1))
+    tracker = reconnected(tracker)
+    known = listing(only_ids=(POD,))
+    assert find_unknown_exits(tracker, known) == []
+    assert reconcile(tracker, known, moment(10)) == []
+    assert tracker.due_queries(moment(10)) == []
+    assert tracker.next_due() is None
+
+
+def test_exit_without_record_is_left_to_query() -> None:
+    tracker = reconnected(running_tracker())
+    assert reconcile(tracker, listing(only_ids=(POD,)), moment(10)) == []
+    assert [query.key for query in tracker.due_queries(moment(10))] == [POD]
+
+
+def test_listed_task_counts_more_than_record() -> None:
+    tracker = reconnected(running_tracker())
+    contradictory = listing(RECORD, tasks=(task(5, key=POD),))
+    assert find_unknown_exits(tracker, contradictory) == []
+    assert reconcile(tracker, contradictory, moment(10)) == []
+
+
+def test_events_of_window_count_more_than_record() -> None:
+    tracker = reconnected(running_tracker())
+    tracker.process_event(created(6, 5, POD), moment(5))
+    assert reconcile(tracker, listing(RECORD), moment(10)) == []
+    (query,) = tracker.due_queries(moment(20))
+    (end,) = tracker.apply_query_result(query, None, moment(20), RECORD)
+    assert end.exit_info == ExitInfo(3, wall(4), None)
+
+
+def test_removed_container_is_not_published_from_record() -> None:
+    tracker = reconnected(synced_tracker())
+    removed = replace_containers(listing(RECORD))
+    assert reconcile(tracker, removed, moment(10)) == []
+    assert tracker.apply_query_result(tracker.make_query(POD), None, moment(10), RECORD) == []
+
+
+def replace_containers(whole: Listing) -> Listing:
+    return replace(whole, containers={})
+
+
+def test_runs_from_before_the_bridge_are_not_published() -> None:
+    tracker = Tracker(BOOT_ID)
+    old = listing(only_ids=(POD,))
+    assert find_unknown_exits(tracker, old) == []
+    assert reconcile(tracker, old, moment(10)) == []
+    tracker.mark_synced(set())
+    assert find_unknown_exits(tracker, old) == [], "an audit would publish them otherwise"
+    tracker = reconnected(restarted(tracker))
+    assert reconcile(tracker, listing(RECORD), moment(30)) == []
+
+
+def test_run_unseen_is_published_once_across_restarts() -> None:
+    before = reconnected(synced_tracker())
+    first = reconcile(before, listing(RECORD), moment(10))
+    after = reconnected(restarted(before))
+    assert find_unknown_exits(after, listing(RECORD)) == []
+    assert reconcile(after, listing(RECORD), moment(30)) == []
+    killed = reconnected(synced_tracker())  # before the records and the checkpoint were persisted
+    assert [each.incarnation for each in reconcile(killed, listing(RECORD), moment(40))] == [
+        each.incarnation for each in first
+    ]
+
+
+def test_late_events_of_run_unseen_change_nothing() -> None:
+    tracker = reconnected(synced_tracker())
+    reconcile(tracker, listing(RECORD), moment(10))
+    transitions: list[Transition] = []
+    late = (created(6, 1.9, POD), started(6, 2, POD), exited(6, 4, 3, key=POD), replace(deleted(6, 4, 3), key=POD))
+    for event in (*late, *late, TaskOOM(POD, wall(4))):
+        transitions += tracker.process_event(event, moment(11))
+    transitions += [
+        each
+        for query in tracker.due_queries(moment(12))
+        for each in tracker.apply_query_result(query, None, moment(12))
+    ]
+    transitions += tracker.expire_pending_exits(moment(60))
+    assert transitions == []
+
+
+def test_oom_kill_is_known_from_record_when_query_finds_no_task() -> None:
+    tracker = running_tracker()
+    query = tracker.make_query(POD)
+    (end,) = tracker.apply_query_result(query, None, moment(10), RecordedExit(POD, wall(0.2), 137, wall(4), oom=True))
+    assert end.exit_info == ExitInfo(137, wall(4), oom=True)
+
+
+def test_out_of_scope_run_is_not_published_from_record() -> None:
+    tracker = reconnected(synced_tracker())
+    hidden = listing(RECORD)
+    hidden.containers[POD] = replace(pod_metadata(), in_scope=False)
+    assert reconcile(tracker, hidden, moment(10)) == []
+    assert find_unknown_exits(tracker, hidden) == []

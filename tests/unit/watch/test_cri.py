@@ -1,0 +1,249 @@
+"""CRI's records of exits in the watch: after a gap, live, at the audit, and with a CRI that fails."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from bridge.containerd.protos import cri_pb2
+from bridge.core.containerd_model import ContainerKey
+from bridge.core.time import to_seconds
+from bridge.watch import cri
+from tests.simulator.state import SimulatedRpcError
+from tests.unit.watch.fakes import HookedClient, RunningWatch, running_watch, synced_watch
+
+WEB = ContainerKey("k8s.io", "web")
+JOB = ContainerKey("k8s.io", "job")
+UNAVAILABLE = SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "server is not initialized yet")
+DENIED = SimulatedRpcError(grpc.StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
+LIST, STATUS = "RuntimeService.ListContainers", "RuntimeService.ContainerStatus"
+
+
+def kubernetes_client() -> HookedClient:
+    """Return a client of a containerd with CRI and a running container of a pod."""
+    client = HookedClient()
+    client.state.has_cri = True
+    client.state.create_unseen(WEB)
+    client.state.create_task(WEB)
+    client.state.start(WEB)
+    return client
+
+
+def end_unseen(client: HookedClient, key: ContainerKey, status: int, *, oom: bool = False) -> None:
+    """End a container unseen, also by calls that wait for its exit; CRI deletes its task."""
+    recorded = client.state.container(key).cri_status
+    recorded.state, recorded.exit_code, recorded.finished_at = cri_pb2.CONTAINER_EXITED, status, client.clock.now().wall
+    recorded.reason = b"OOMKilled" if oom else b""
+    client.remove_task(key)
+
+
+async def reconnect(running: RunningWatch, snapshots: int = 2) -> None:
+    running.client.stream.end()
+    await running.wait_synced(snapshots)
+
+
+def ends(running: RunningWatch) -> list[tuple[str, Any]]:
+    """Id, and status and OOM kill, of the published exits."""
+    exits = [each for each in running.documents if each["type"] == "exited"]
+    return [(each["container"]["id"], (each["exit"]["status"], each["exit"]["oom"])) for each in exits]
+
+
+@pytest.mark.parametrize("oom", [False, True])
+async def test_exit_in_gap_gets_status_from_cri(oom: bool) -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        client.stream.held = True
+        end_unseen(client, WEB, 137, oom=oom)
+        await reconnect(running)
+    assert ends(running) == [("web", (137, oom or None))]
+    assert running.watch.event_counts["cri_exit"] == 1
+
+
+async def test_run_within_gap_is_published_from_cri() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        await asyncio.sleep(100)
+        client.state.run_unseen(JOB, 3, seconds=5)
+        await reconnect(running)
+        start, end = [each for each in running.documents if each["id"] == "k8s.io/job"]
+    assert [(each["type"], each["origin"]) for each in (start, end)] == [
+        ("started", "inferred"),
+        ("exited", "inferred"),
+    ]
+    assert start["start"]["at"] < end["exit"]["at"] <= start["timestamp"]
+    assert end["exit"] == {"status": 3, "at": end["exit"]["at"], "oom": None}
+    assert (start["container"]["pid"], start["container"]["pod"]["name"]) == (0, "web-0")
+    assert start["container"]["incarnation"] == end["container"]["incarnation"]
+    assert client.calls["recorded_exit"] == 1
+
+
+async def test_baseline_requests_no_records() -> None:
+    client = kubernetes_client()
+    client.state.run_unseen(JOB)
+    async with synced_watch(client, first_audit_delay=30, audit_interval=30) as running:
+        await asyncio.sleep(100)
+        assert client.calls["exited_containers"] == 4
+    assert running.transitions == [("present", "snapshot", "k8s.io/web")]
+    assert client.calls["recorded_exit"] == 0
+
+
+async def test_restart_publishes_run_once_after_kill() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+    client.state.run_unseen(JOB, 4)
+    published = []
+    for _ in range(2):  # the process is killed before the first snapshot is persisted
+        async with running_watch(client, checkpoint) as restarted:
+            await restarted.wait_synced()
+            after = dict(restarted.outbox.checkpoint)
+        published.append([each["container"]["incarnation"] for each in restarted.documents if each["type"] == "exited"])
+    assert published[0] == published[1] != []
+    async with running_watch(client, after) as last:
+        await last.wait_synced()
+    assert last.transitions == [("present", "snapshot", "k8s.io/web")]
+
+
+async def test_reboot_does_not_repeat_ended_runs() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+    client.state.create_unseen(JOB)
+    end_unseen(client, WEB, 255)
+    for _ in range(2):
+        async with running_watch(client, checkpoint, boot_id="0b2d4c6e-0000") as rebooted:
+            await rebooted.wait_synced()
+            checkpoint = dict(rebooted.outbox.checkpoint)
+            client.state.run_unseen(JOB, 1)
+            await reconnect(rebooted)
+            checkpoint = dict(rebooted.outbox.checkpoint)
+        exits = [each for each in ends(rebooted) if each[0] == "web"]
+        assert len(exits) <= 1
+    assert ends(rebooted) == []
+
+
+async def test_lost_exit_event_gets_oom_from_cri_while_live() -> None:
+    client = kubernetes_client()
+    client.state.dropped_topics = {"/tasks/exit", "/tasks/oom", "/tasks/delete"}
+    async with synced_watch(client) as running:
+        client.state.oom(WEB)
+        client.state.exit(WEB, 137)
+        client.state.delete_task(WEB)
+        await running.eventually(lambda: ends(running))
+    assert ends(running) == [("web", (137, True))]
+
+
+@pytest.mark.parametrize(("reason", "oom"), [(b"OOMKilled", True), (b"Error", None)])
+async def test_killed_container_gets_oom_from_cri_if_event_is_lost(reason: bytes, oom: bool | None) -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        client.state.container(WEB).cri_status.reason = reason
+        client.state.exit(WEB, 137)
+        client.state.delete_task(WEB)
+        await running.eventually(lambda: ends(running))
+        client.state.publish_exit(WEB, 10_000, 137)
+        await asyncio.sleep(60)
+    assert ends(running) == [("web", (137, oom))]
+    assert running.transitions[1:] == [("exited", "live", "k8s.io/web")]
+
+
+async def test_killed_container_is_published_if_cri_hangs() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        client.faults.hang(STATUS)
+        begin = running.clock.now().monotonic
+        client.state.exit(WEB, 137)
+        await running.eventually(lambda: ends(running))
+        assert to_seconds(running.clock.now().monotonic - begin) <= cri.CALL_SECONDS + 1
+    assert ends(running) == [("web", (137, None))]
+
+
+async def test_held_exit_is_published_at_shutdown_while_cri_hangs() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        client.faults.hang(STATUS)
+        client.state.exit(WEB, 137)
+        await running.eventually(lambda: client.calls["recorded_exit"])
+    assert ends(running) == [("web", (137, None))]
+
+
+async def test_audit_finds_run_whose_events_were_lost() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client, first_audit_delay=30) as running:
+        client.state.run_unseen(JOB, 3)
+        await running.eventually(lambda: ends(running))
+    assert ends(running) == [("job", (3, None))]
+    assert running.snapshots()[-1]["reason"] == "audit"
+
+
+async def test_watch_waits_for_cri_to_be_initialized() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client) as running:
+        end_unseen(client, WEB, 7)
+        client.faults.errors[LIST, ""] = UNAVAILABLE
+        asyncio.get_running_loop().call_later(6, client.faults.errors.clear)
+        await reconnect(running)
+    assert ends(running) == [("web", (7, None))]
+
+
+@pytest.mark.parametrize("fault", ["denied", "not initialized", "hung", "hung status", "unreadable"])
+async def test_failing_cri_is_reported_once_and_delays_little(fault: str) -> None:
+    client = kubernetes_client()
+    with capture_logs() as logs:
+        async with synced_watch(client, first_audit_delay=30, audit_interval=30) as running:
+            await asyncio.sleep(1)
+            end_unseen(client, WEB, 7)
+            client.state.run_unseen(JOB)
+            if fault == "denied":
+                client.faults.errors[LIST, ""] = DENIED
+            elif fault == "not initialized":
+                client.faults.errors[LIST, ""] = UNAVAILABLE
+            elif fault == "unreadable":
+                client.faults.unreadable_responses.add(LIST)
+            else:
+                client.faults.hang(STATUS if fault == "hung status" else LIST)
+            begin = running.clock.now().monotonic
+            await reconnect(running)
+            seconds = to_seconds(running.clock.now().monotonic - begin)
+            assert seconds <= cri.INITIALIZATION_SECONDS + cri.CALL_SECONDS
+            assert ends(running) == [("web", (None, None))]
+            await reconnect(running, 3)
+            await asyncio.sleep(100)
+            client.faults.errors.clear()
+            client.faults.unreadable_responses.clear()
+            client.faults.release()
+            await running.eventually(lambda: len(ends(running)) == 2)
+    assert ends(running)[1] == ("job", (0, None))
+    events = [each["event"] for each in logs if each["event"].startswith("cri_")]
+    assert events == ["cri_unavailable", "cri_available"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"uses_cri": False}, [("web", (None, None))]),
+        ({"namespace_filter": lambda name: name != "k8s.io"}, []),
+    ],
+)
+async def test_cri_is_not_called_if_off_or_not_watched(changed: dict[str, Any], expected: list[Any]) -> None:
+    client = kubernetes_client()
+    async with synced_watch(client, **changed) as running:
+        end_unseen(client, WEB, 7)
+        await reconnect(running)
+    assert client.calls["exited_containers"] == 0
+    assert ends(running) == expected
+
+
+async def test_containerd_without_cri_is_not_reported() -> None:
+    client = kubernetes_client()
+    client.state.has_cri = False
+    with capture_logs() as logs:
+        async with synced_watch(client) as running:
+            end_unseen(client, WEB, 7)
+            await reconnect(running)
+    assert ends(running) == [("web", (None, None))]
+    assert [each for each in logs if each["event"].startswith("cri_")] == []
