@@ -12,6 +12,8 @@ from bisect import bisect_right
 from bridge.consumer.record_decoder import DecodedRecord, Position
 
 MAX_GAPS = 1000
+REPEATING_TYPES = frozenset({"heartbeat", "source_retired"})
+"""The types of records that take no position of their own, but have that of the last record before them."""
 
 
 class Deduplicator:
@@ -24,13 +26,18 @@ class Deduplicator:
         self._evicted_up_to: Position = (0, 0)
 
     def accept(self, record: DecodedRecord) -> bool:
-        """Add a record and return whether it is new; a heartbeat always is, since it repeats a position on purpose."""
-        if record.type == "heartbeat":
+        """Add a record and return whether it is new; one that repeats a position on purpose always is."""
+        if record.type in REPEATING_TYPES:
             return True
         if record.position <= self._evicted_up_to or self.covers(record.position, record.position):
             return False
         self._add(_first_position(record), record.position)
         return True
+
+    @property
+    def newest(self) -> Position:
+        """The highest position that has arrived; (0, 0) if none has."""
+        return self._ends[-1] if self._ends else (0, 0)
 
     def covers(self, first: Position, last: Position) -> bool:
         """Return whether all positions from ``first`` to ``last``, inclusive, of an epoch have arrived."""

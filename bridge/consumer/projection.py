@@ -3,7 +3,8 @@
 Invariant: the result depends only on the set of received records, not on their order or on duplicates. For each
 container the record with the highest position applies, unless a completed snapshot that started after this record does
 not contain the container. A snapshot is applied once all of its records have arrived, and ignored if some are lost.
-A consumer that starts late is therefore consistent after the next completed snapshot.
+A consumer that starts late is therefore consistent after the next completed snapshot. The exception is a retired
+source, for which order matters: a later record that has arrived before proves that the source is alive.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bridge.consumer.dedup import Deduplicator
-from bridge.consumer.record_decoder import RUNNING_TYPES, Container, DecodedRecord, Position, Snapshot, Source
+from bridge.consumer.record_decoder import RUNNING_TYPES, Container, DecodedRecord, Position, Retired, Snapshot, Source
 
 _ORIGIN: Position = (0, 0)
 
@@ -33,6 +34,8 @@ class SourceProjection:
         self._baselines = _Baselines()
         self._open_snapshots: dict[str, _OpenSnapshot] = {}
         self._losses: list[Position] = []  # the last position of each loss
+        self.retired: Retired | None = None
+        """Why the source has ended; None if it has not, or if a later record has arrived."""
 
     @property
     def running(self) -> dict[str, Container]:
@@ -41,12 +44,18 @@ class SourceProjection:
 
     def apply(self, record: DecodedRecord) -> bool:
         """Apply a record and return whether it is new; a record of unknown type only counts as received."""
+        newest = self._deduplicator.newest
         if not self._deduplicator.accept(record):
             return False
+        if record.position > newest:
+            self.retired = None
         if record.type in ("snapshot_started", "snapshot_completed") and record.snapshot:
             self._apply_control_record(record, record.snapshot)
         elif record.type == "lost":
             self._losses.append(record.position)
+        elif record.type == "source_retired":
+            if record.position >= newest:
+                self._retire(record.position, record.retired or Retired())
         elif record.id is not None and record.container is not None:
             if record.type in RUNNING_TYPES:
                 self._update(record.id, _LastKnown(record.position, record.container.namespace, record.container))
@@ -69,6 +78,12 @@ class SourceProjection:
         else:
             snapshot_state = known._replace(end=record.position, completed=snapshot)
         self._open_snapshots[snapshot.id] = snapshot_state
+
+    def _retire(self, position: Position, retired: Retired) -> None:
+        """Forget everything up to the last record that was known when the source was retired."""
+        self.retired = retired
+        self._baselines = _Baselines(position)
+        self._last_known, self._open_snapshots, self._losses = {}, {}, []
 
     def _apply_complete_snapshots(self) -> None:
         """Apply the snapshots of which all records have arrived."""
@@ -100,10 +115,10 @@ class _OpenSnapshot(NamedTuple):
 
 
 class _Baselines:
-    """The start of the last completed snapshot of each namespace; earlier records are obsolete."""
+    """The start of the last completed snapshot of each namespace, or a retirement; earlier records are obsolete."""
 
-    def __init__(self) -> None:
-        self._default = _ORIGIN
+    def __init__(self, default: Position = _ORIGIN) -> None:
+        self._default = default
         self._by_namespace: dict[str, Position] = {}
 
     def get(self, namespace: str) -> Position:

@@ -84,6 +84,19 @@ class Lost(Struct, frozen=True):
     reason: str = ""
 
 
+class Heartbeat(Struct, frozen=True):
+    """When to expect the next heartbeat of a source, in seconds."""
+
+    interval: float
+
+
+class Retired(Struct, frozen=True):
+    """Why a source has ended for good, and who said so."""
+
+    reason: str = ""
+    by: str = ""
+
+
 class Engine(Struct, frozen=True):
     """The containerd instance that a record describes."""
 
@@ -118,6 +131,8 @@ class DecodedRecord(Struct, frozen=True):
     exit: Exit | None = None
     snapshot: Snapshot | None = None
     lost: Lost | None = None
+    heartbeat: Heartbeat | None = None
+    retired: Retired | None = None
 
     @property
     def source(self) -> Source:

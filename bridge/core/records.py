@@ -10,11 +10,12 @@ from msgspec import Struct
 from bridge.core.containerd_model import Kind, Labels
 
 VERSION: Literal[1] = 1
+_ID_SUFFIXES = {"lost": "-lost", "source_retired": "-retired"}
 
 TransitionType: TypeAlias = Literal["started", "exited", "paused", "unpaused"]
 SnapshotRecordType: TypeAlias = Literal["present"]
 AdditionalEventType: TypeAlias = Literal["created", "deleted", "oom", "renamed"]
-ControlRecordType: TypeAlias = Literal["snapshot_started", "snapshot_completed", "lost", "heartbeat"]
+ControlRecordType: TypeAlias = Literal["snapshot_started", "snapshot_completed", "lost", "heartbeat", "source_retired"]
 RecordType: TypeAlias = Literal[
     "started",
     "exited",
@@ -29,6 +30,7 @@ RecordType: TypeAlias = Literal[
     "snapshot_completed",
     "lost",
     "heartbeat",
+    "source_retired",
 ]
 Origin: TypeAlias = Literal["live", "inferred", "snapshot"]
 LossReason: TypeAlias = Literal["overflow", "rejected"]
@@ -113,6 +115,19 @@ class Lost(Struct, frozen=True):
     reason: LossReason
 
 
+class Heartbeat(Struct, frozen=True):
+    """When readers can expect the next heartbeat: ``interval`` is in seconds."""
+
+    interval: float
+
+
+class Retired(Struct, frozen=True):
+    """Why a source has ended for good, and who said so."""
+
+    reason: str
+    by: str
+
+
 class EngineInfo(Struct, frozen=True):
     """The containerd that a record comes from; ``pid`` is 0 if unknown."""
 
@@ -123,8 +138,11 @@ class EngineInfo(Struct, frozen=True):
     pid: int
 
 
-class EventRecord(Struct, frozen=True):
-    """One JSON document, the same for every sink; every key is always present."""
+class EventRecord(Struct, frozen=True, omit_defaults=True):
+    """One JSON document, the same for every sink; every key without a default is always present.
+
+    ``heartbeat`` and ``retired`` are present only in records of types ``heartbeat`` and ``source_retired``.
+    """
 
     version: Literal[1]
     type: RecordType
@@ -140,6 +158,8 @@ class EventRecord(Struct, frozen=True):
     host: str
     epoch: int
     sequence: int
+    heartbeat: Heartbeat | None = None
+    retired: Retired | None = None
 
 
 class Watermark(NamedTuple):
@@ -171,10 +191,10 @@ class Record(Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """Return an id that is unique within the source, even for ``lost`` and heartbeats, which repeat a position."""
+        """Return an id that is unique within the source, even for control records that repeat a position."""
         if self.heartbeat_number:
             return f"{self.epoch}-{self.sequence}-heartbeat-{self.heartbeat_number}"
-        return f"{self.epoch}-{self.sequence}-lost" if self.type == "lost" else f"{self.epoch}-{self.sequence}"
+        return f"{self.epoch}-{self.sequence}{_ID_SUFFIXES.get(self.type, '')}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sinks.state_table import StateKey
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import mutate_text
 from tests.records import RecordFactory
-from tests.sample_records import control_record, loss_record, record
+from tests.sample_records import control_record, loss_record, record, retirement
 
 _TOKENS = (
     *rb"""null true false 0 -1 1 1.5 1e999 9223372036854775808 18446744073709551616
@@ -54,7 +54,8 @@ def _records() -> list[Record]:
         record(7, "present"),
         control_record(8, "snapshot_completed", failed=["shop"]),
         loss_record(record(12), 9),
-        heartbeat_record(started, 1, 1),
+        heartbeat_record(started, 1, 1, 60.0),
+        retirement(record(12)),
     ]
 
 
