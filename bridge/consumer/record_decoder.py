@@ -20,6 +20,9 @@ Position: TypeAlias = tuple[int, int]
 RUNNING_TYPES = frozenset({"started", "paused", "unpaused", "present"})
 """The types of records after which a container is running."""
 
+REPEATING_TYPES = frozenset({"heartbeat", "source_retired"})
+"""The types of records that take no position of their own, but have that of the last record before them."""
+
 _MAX_REASON_LENGTH = 100  # characters of a decoder's error message
 
 

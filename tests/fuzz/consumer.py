@@ -10,7 +10,7 @@ from bridge.cli.commands.tail import RecordFilter
 from bridge.cli.record_format import format_record
 from bridge.consumer.files import LineSplitter
 from bridge.consumer.projection import Projection
-from bridge.consumer.record_decoder import DecodedRecord, InvalidMessageError, decode
+from bridge.consumer.record_decoder import REPEATING_TYPES, DecodedRecord, InvalidMessageError, decode
 from bridge.core.record_encoder import heartbeat_record, parse_record
 from bridge.core.records import Record
 from bridge.telemetry.safe_text import printable_json
@@ -98,7 +98,7 @@ def _check_projection(records: Sequence[DecodedRecord]) -> None:
         projection.apply(each)
     before = {source: dict(state.running) for source, state in projection.sources.items()}
     for each in records:
-        assert not projection.apply(each) or each.type == "heartbeat", f"accepted twice: {each.position}"
+        assert not projection.apply(each) or each.type in REPEATING_TYPES, f"accepted twice: {each.position}"
     assert before == {source: dict(state.running) for source, state in projection.sources.items()}
 
 

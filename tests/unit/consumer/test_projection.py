@@ -233,4 +233,5 @@ def test_projection_reports_duplicates_as_not_new() -> None:
     history.start("a")
     projection = Projection()
     documents = [decode(msgspec.json.encode(record))[0] for record in history.records]
-    assert [projection.apply(document) for document in documents + documents] == [True, True, True, False, False, False]
+    changes = [projection.apply(document) for document in documents + documents]
+    assert [change and change.record for change in changes] == [*documents, None, None, None]
