@@ -34,6 +34,7 @@ _TYPES = {
     "snapshot_completed": "io.whalebridge.snapshot.completed",
     "lost": "io.whalebridge.lost",
     "heartbeat": "io.whalebridge.heartbeat",
+    "source_retired": "io.whalebridge.source.retired",
 }
 _NONCHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
 _FORBIDDEN_CHARACTERS = re.compile(f"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}]")

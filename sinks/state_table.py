@@ -9,6 +9,7 @@ Invariants:
 - ``apply_records`` does not modify its argument; it returns a new state. The caller adopts the new state when
   the broker has acknowledged the changes, so a batch that is published again is applied to the same state again.
 - A snapshot whose start is missing, or of which records were lost, removes no entry.
+- After a ``source_retired`` record, the table contains nothing of the source.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ class _TableUpdate:
             self._complete_snapshot(record, _DECODER.decode(record.data).snapshot)
         elif record.type == "lost":
             self._open_id = None
+        elif record.type == "source_retired":
+            self._retire(record)
 
     def _set_running(self, record: Record) -> None:
         key = record_key(record)
@@ -148,6 +151,11 @@ class _TableUpdate:
             self._snapshot_id = snapshot.id
             self._add_change(source_key(record), _add_snapshot_id(record.data, snapshot.id), record)
         self._open_id = None
+
+    def _retire(self, record: Record) -> None:
+        for key in (*sorted(self._keys), source_key(record)):
+            self._remove(key, record)
+        self._snapshot_id = self._open_id = None
 
     def _add_change(self, key: StateKey, value: bytes | None, record: Record) -> None:
         self.changes.pop(key, None)  # so that changes are in the order of their last records

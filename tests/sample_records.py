@@ -9,7 +9,7 @@ import msgspec
 
 from bridge.core.container_metadata import display_id
 from bridge.core.containerd_model import ContainerKey
-from bridge.core.record_encoder import lost_record
+from bridge.core.record_encoder import lost_record, retirement_record
 from bridge.core.records import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
 
 EPOCH = 1795447267123
@@ -89,6 +89,11 @@ def control_record(
 def loss_record(last: Record, first: int) -> Record:
     """Return the loss record for the records from `first` to `last`."""
     return lost_record(last, first, "overflow", 0)
+
+
+def retirement(last: Record) -> Record:
+    """Return the record that retires the source of `last`, its last record."""
+    return retirement_record(last, "node deleted", "ops@bastion", 0)
 
 
 def batches(all_records: Sequence[Record], size: int) -> list[Sequence[Record]]:

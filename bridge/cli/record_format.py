@@ -18,6 +18,7 @@ _COLORS = {
     "present": {"dim": True},
     "snapshot": {"dim": True},
     "heartbeat": {"dim": True},
+    "source_retired": {"fg": "magenta", "bold": True},
 }
 _TYPE_WIDTH = 9  # of the common types
 
@@ -64,6 +65,8 @@ def _format_details(record: DecodedRecord) -> Iterator[str]:
     if record.lost is not None:
         count = record.lost.last - record.lost.first + 1
         yield f"{count} {'record' if count == 1 else 'records'}: {record.lost.reason}"
+    if record.retired is not None:
+        yield f"{record.retired.reason} (by {record.retired.by})"
     if record.origin == "inferred":
         yield "inferred"
 

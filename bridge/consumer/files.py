@@ -36,6 +36,7 @@ class StdinReader:
     follow = False
 
     def __init__(self, descriptor: int = STDIN) -> None:
+        self.position: dict[str, int] = {}
         self._descriptor = descriptor
         self._chunk = b""
 
@@ -75,6 +76,7 @@ class FileReader:
 
     def __init__(self, path: str, clock: Clock, *, start_position: StartPosition, follow: bool) -> None:
         self.follow = follow
+        self.position: dict[str, int] = {}
         self._path = path
         self._clock = clock
         self._start_position = start_position

@@ -33,6 +33,7 @@ class KafkaReader:
         self._settings = settings
         self._clock = clock
         self._start_position = start_position
+        self._saved_position: dict[str, int] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
         self._end_offsets: dict[TopicPartition, int] = {}
 
@@ -67,6 +68,15 @@ class KafkaReader:
             raise TransientError(f"cannot read topic {self._settings.topic}: {describe(error)}") from error
         finally:
             await stop_consumer(consumer, self._clock)
+
+    @property
+    def position(self) -> dict[str, int]:
+        """The next offset of each partition."""
+        return {str(each.partition): offset for each, offset in self._next_offsets.items()} or self._saved_position
+
+    @position.setter
+    def position(self, position: dict[str, int]) -> None:
+        self._saved_position = position
 
     @property
     def _timeout(self) -> float:
@@ -110,7 +120,10 @@ class KafkaReader:
         ends = await consumer.end_offsets(partitions)
         if not self._end_offsets:
             self._end_offsets = dict(ends)
-            self._next_offsets = await self._start_offsets(consumer, partitions)
+            if self._saved_position:  # a partition that is not in it was added later
+                self._next_offsets = {each: self._saved_position.get(str(each.partition), 0) for each in partitions}
+            else:
+                self._next_offsets = await self._start_offsets(consumer, partitions)
         oldest = await consumer.beginning_offsets(partitions)
         for partition in partitions:
             # Retention may have deleted our next offset. A recreated topic ends before it, and is read from the start.
@@ -137,7 +150,8 @@ class KafkaReader:
         batch: list[Message] = []
         fetched = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=_MAX_BATCH)
         for partition, records in fetched.items():
-            batch += (Message(each.value or b"", f"partition {partition.partition}", each.offset) for each in records)
+            location = f"partition {partition.partition}"
+            batch += (Message(each.value or b"", location, each.offset, each.key or b"") for each in records)
         for partition in consumer.assignment():
             # Also without records, because the control records of transactions have offsets, too.
             self._next_offsets[partition] = await consumer.position(partition)

@@ -18,6 +18,7 @@ from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
 from bridge.task_groups import first_of
 from bridge.telemetry.safe_text import one_line
+from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats.connection import ServerConnector
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.streams import NOT_FOUND
@@ -38,14 +39,34 @@ _END_STATUSES = ("404", "408")  # no messages; request expired
 class NatsReader:
     """Reads the subjects of ``settings``; after an interruption, it continues after the last returned message."""
 
-    def __init__(self, settings: NatsSettings, clock: Clock, *, start_position: StartPosition, follow: bool) -> None:
+    def __init__(
+        self,
+        settings: NatsSettings,
+        clock: Clock,
+        *,
+        start_position: StartPosition,
+        follow: bool,
+        bucket: str | None = None,
+    ) -> None:
+        """Read the stream of ``settings``, or the entries of a key-value ``bucket`` instead."""
         self.follow = follow
         self._settings = settings
         self._start_position = start_position
         self._connector = ServerConnector(settings, clock)
-        self._subject_filter = f"{settings.subject_prefix}.>"
-        self._stream_name = ""
+        self._subject_filter = f"$KV.{bucket}.>" if bucket else f"{settings.subject_prefix}.>"
+        self._stream_name = f"{BUCKET_PREFIX}{bucket}" if bucket else ""
         self._last_sequence = 0
+        self._resumes = False  # whether the last sequence is that of an earlier reader
+
+    @property
+    def position(self) -> dict[str, int]:
+        """The sequence of the last message of the stream that was returned."""
+        return {"stream": self._last_sequence} if self._last_sequence else {}
+
+    @position.setter
+    def position(self, position: dict[str, int]) -> None:
+        self._last_sequence = position.get("stream", 0)
+        self._resumes = self._last_sequence > 0
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
         """Yield messages in the stream's order.
@@ -90,7 +111,20 @@ class NatsReader:
             yield [Message(each.data, each.subject, 0) for each in messages]
 
     async def _open_consumer(self, connection: NatsConnection) -> tuple[str, int]:
-        """Create a consumer; return its name and its number of pending messages."""
+        """Create a consumer; return its name and its number of pending messages.
+
+        The position of an earlier reader includes its last message: if that is not there, nor a later one, then the
+        stream was created again, and is read from its beginning.
+        """
+        name, pending = await self._open_consumer_at(connection)
+        if self._resumes and not pending:
+            self._last_sequence, self._start_position = 0, "beginning"
+            name, pending = await self._open_consumer_at(connection)
+        self._resumes = False
+        return name, pending
+
+    async def _open_consumer_at(self, connection: NatsConnection) -> tuple[str, int]:
+        """Create a consumer at the next message."""
         name = f"whalebridge-{secrets.token_hex(8)}"
         if not self._stream_name:
             self._stream_name = self._settings.stream_name
@@ -123,7 +157,8 @@ class NatsReader:
 
     def _delivery_policy(self) -> dict[str, Any]:
         if self._last_sequence:
-            return {"deliver_policy": "by_start_sequence", "opt_start_seq": self._last_sequence + 1}
+            first = self._last_sequence + (0 if self._resumes else 1)
+            return {"deliver_policy": "by_start_sequence", "opt_start_seq": first}
         match self._start_position:
             case "beginning":
                 return {"deliver_policy": "all"}

@@ -3,17 +3,73 @@
 Invariant: the result depends only on the set of received records, not on their order or on duplicates. For each
 container the record with the highest position applies, unless a completed snapshot that started after this record does
 not contain the container. A snapshot is applied once all of its records have arrived, and ignored if some are lost.
-A consumer that starts late is therefore consistent after the next completed snapshot.
+A consumer that starts late is therefore consistent after the next completed snapshot. The exception is a retired
+source, for which order matters: a later record that has arrived before proves that the source is alive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
+from zlib import crc32
 
-from bridge.consumer.dedup import Deduplicator
-from bridge.consumer.record_decoder import RUNNING_TYPES, Container, DecodedRecord, Position, Snapshot, Source
+from msgspec import Struct
 
+from bridge.consumer.dedup import Deduplicator, Positions, SequenceRange
+from bridge.consumer.record_decoder import (
+    REPEATING_TYPES,
+    RUNNING_TYPES,
+    Container,
+    DecodedRecord,
+    Position,
+    Retired,
+    Snapshot,
+    Source,
+)
+
+STALE_INTERVALS = 3
+"""A source is stale after this number of heartbeat intervals without a heartbeat or record."""
+STALE_MINIMUM = timedelta(minutes=1)
+MAX_DIGESTS = 64
+"""Number of records of each source whose repetitions are compared with the first copy."""
+MAX_ALTERED = 100
 _ORIGIN: Position = (0, 0)
+_UNKNOWN_TIME = datetime.min.replace(tzinfo=UTC)
+
+
+class Change(NamedTuple):
+    """A new record, and what it changes: the containers that run now, and those that do not run any more, by id."""
+
+    record: DecodedRecord
+    updated: dict[str, Container]
+    removed: dict[str, Container]
+
+    @property
+    def source(self) -> Source:
+        """The record's source."""
+        return self.record.source
+
+
+class SourceInfo(NamedTuple):
+    """What is known of a source.
+
+    ``complete`` says whether the containers are exactly those that ran at ``position``: a snapshot was complete, and
+    since then no record is missing or lost. ``failed_namespaces`` could not be listed in that snapshot.
+    ``watermark`` is the time up to which the state is known; ``stale`` is None if it cannot be known, before the first
+    heartbeat. ``missing`` are sequences that have not arrived although later ones have, ``altered`` the positions of
+    repeated records that differ from their first copies.
+    """
+
+    source: Source
+    position: Position
+    watermark: datetime
+    stale: bool | None
+    complete: bool
+    failed_namespaces: tuple[str, ...]
+    retired: Retired | None
+    missing: list[SequenceRange]
+    altered: list[Position]
 
 
 class _LastKnown(NamedTuple):
@@ -22,72 +78,6 @@ class _LastKnown(NamedTuple):
     position: Position
     namespace: str
     container: Container | None
-
-
-class SourceProjection:
-    """The running containers of one source."""
-
-    def __init__(self) -> None:
-        self._deduplicator = Deduplicator()
-        self._last_known: dict[str, _LastKnown] = {}
-        self._baselines = _Baselines()
-        self._open_snapshots: dict[str, _OpenSnapshot] = {}
-        self._losses: list[Position] = []  # the last position of each loss
-
-    @property
-    def running(self) -> dict[str, Container]:
-        """The running containers, by display id."""
-        return {id_: known.container for id_, known in self._last_known.items() if known.container is not None}
-
-    def apply(self, record: DecodedRecord) -> bool:
-        """Apply a record and return whether it is new; a record of unknown type only counts as received."""
-        if not self._deduplicator.accept(record):
-            return False
-        if record.type in ("snapshot_started", "snapshot_completed") and record.snapshot:
-            self._apply_control_record(record, record.snapshot)
-        elif record.type == "lost":
-            self._losses.append(record.position)
-        elif record.id is not None and record.container is not None:
-            if record.type in RUNNING_TYPES:
-                self._update(record.id, _LastKnown(record.position, record.container.namespace, record.container))
-            elif record.type == "exited":
-                self._update(record.id, _LastKnown(record.position, record.container.namespace, None))
-        self._apply_complete_snapshots()
-        return True
-
-    def _update(self, id_: str, latest: _LastKnown) -> None:
-        known = self._last_known.get(id_)
-        if latest.position > self._baselines.get(latest.namespace) and (
-            known is None or latest.position > known.position
-        ):
-            self._last_known[id_] = latest
-
-    def _apply_control_record(self, record: DecodedRecord, snapshot: Snapshot) -> None:
-        known = self._open_snapshots.get(snapshot.id, _OpenSnapshot(record.position, None, None, None))
-        if record.type == "snapshot_started":
-            snapshot_state = known._replace(start=record.position)
-        else:
-            snapshot_state = known._replace(end=record.position, completed=snapshot)
-        self._open_snapshots[snapshot.id] = snapshot_state
-
-    def _apply_complete_snapshots(self) -> None:
-        """Apply the snapshots of which all records have arrived."""
-        for id_, (_, start, end, completed) in list(self._open_snapshots.items()):
-            if start is None or end is None or completed is None or not self._deduplicator.covers(start, end):
-                continue
-            del self._open_snapshots[id_]
-            if not any(start < lost < end for lost in self._losses):
-                self._apply_snapshot(start, completed)
-
-    def _apply_snapshot(self, start: Position, completed: Snapshot) -> None:
-        self._baselines.advance(start, completed.failed)
-        self._last_known = {
-            id_: last for id_, last in self._last_known.items() if last.position > self._baselines.get(last.namespace)
-        }
-        # Snapshots and losses before all baselines have no effect any more.
-        lowest = self._baselines.lowest
-        self._open_snapshots = {id_: each for id_, each in self._open_snapshots.items() if each.first_position > lowest}
-        self._losses = [lost for lost in self._losses if lost > lowest]
 
 
 class _OpenSnapshot(NamedTuple):
@@ -99,27 +89,280 @@ class _OpenSnapshot(NamedTuple):
     completed: Snapshot | None
 
 
-class _Baselines:
-    """The start of the last completed snapshot of each namespace; earlier records are obsolete."""
+class SavedSource(Struct, frozen=True, omit_defaults=True):
+    """A source's projection as stored: see ``SourceProjection``."""
+
+    host: str
+    engine: str
+    position: Position
+    received: Positions
+    last_known: dict[str, _LastKnown]
+    baseline: Position
+    namespace_baselines: dict[str, Position]
+    open_snapshots: dict[str, _OpenSnapshot]
+    losses: list[Position]
+    snapshot_start: Position | None = None
+    failed_namespaces: tuple[str, ...] = ()
+    last_record_at: str = ""
+    last_heartbeat_at: str = ""
+    heartbeat_interval: float | None = None
+    retired: Retired | None = None
+    digests: list[tuple[Position, int]] = []
+    altered: list[Position] = []
+
+
+class SourceProjection:
+    """The running containers of one source."""
 
     def __init__(self) -> None:
-        self._default = _ORIGIN
-        self._by_namespace: dict[str, Position] = {}
+        self._deduplicator = Deduplicator()
+        self._position = _ORIGIN  # the highest one, also of a retirement
+        self._last_known: dict[str, _LastKnown] = {}
+        self._baselines = _Baselines()
+        self._open_snapshots: dict[str, _OpenSnapshot] = {}
+        self._losses: list[Position] = []  # the last position of each loss
+        self._snapshot_start: Position | None = None  # of the last complete snapshot
+        self._failed_namespaces: tuple[str, ...] = ()
+        self._last_record_at = self._last_heartbeat_at = ""
+        self._heartbeat_interval: float | None = None
+        self._digests: dict[Position, int] = {}  # of the last new records
+        self._altered: list[Position] = []
+        self.retired: Retired | None = None
+        """Why the source has ended; None if it has not, or if a later record has arrived."""
+
+    @property
+    def running(self) -> dict[str, Container]:
+        """The running containers, by display id."""
+        return {id_: known.container for id_, known in self._last_known.items() if known.container is not None}
+
+    def apply(self, record: DecodedRecord, data: bytes = b"") -> Change | None:
+        """Apply a record and return its change; None for a repeated record, and for a heartbeat.
+
+        A record of unknown type changes nothing. With the record's ``data``, repetitions are compared.
+        """
+        position, type_ = record.position, record.type
+        if type_ in REPEATING_TYPES:
+            return self._apply_repeating(record, position)
+        if not self._accept(record, position, data):
+            return None
+        if position > self._position:
+            self._position, self._last_record_at = position, record.timestamp
+            self.retired = None
+        change = Change(record, {}, {})
+        if record.container is not None:
+            self._apply_container(change, record.id, record.container)
+        elif type_ == "lost":
+            self._losses.append(position)
+        elif record.snapshot and type_ in ("snapshot_started", "snapshot_completed"):
+            self._apply_control_record(record, record.snapshot)
+        if self._open_snapshots:
+            change.removed.update(self._apply_complete_snapshots())
+        return change
+
+    def info(self, source: Source, now: datetime) -> SourceInfo:
+        """Return what is known of the source, which is ``source``, at a time."""
+        missing = self._deduplicator.missing()
+        watermark = self._watermark()
+        return SourceInfo(
+            source,
+            self._position,
+            watermark,
+            self._is_stale(watermark, now),
+            self._is_complete(missing),
+            self._failed_namespaces,
+            self.retired,
+            missing,
+            list(self._altered),
+        )
+
+    def is_stale(self, now: datetime) -> bool | None:
+        """Return whether the state of the source's containers is unknown at a time; None if that cannot be known."""
+        return self._is_stale(self._watermark(), now)
+
+    def start_from(self, completed: DecodedRecord, entries: Iterable[DecodedRecord]) -> None:
+        """Start from a state table: the source's entry and those of its containers."""
+        position = completed.position
+        self._deduplicator = Deduplicator(Positions(evicted_up_to=position))
+        self._position, self._last_record_at = position, completed.timestamp
+        self._baselines, self._snapshot_start = _Baselines(), position
+        if completed.snapshot:
+            self._failed_namespaces = completed.snapshot.failed
+        for each in entries:
+            if each.id is not None and each.container is not None:
+                self._update(each.id, _LastKnown(each.position, each.container.namespace, each.container))
+
+    def save(self, source: Source) -> SavedSource:
+        """Return the projection in the form in which it is stored."""
+        return SavedSource(
+            *source,
+            self._position,
+            self._deduplicator.positions(),
+            self._last_known,
+            self._baselines.default,
+            self._baselines.by_namespace,
+            self._open_snapshots,
+            self._losses,
+            self._snapshot_start,
+            self._failed_namespaces,
+            self._last_record_at,
+            self._last_heartbeat_at,
+            self._heartbeat_interval,
+            self.retired,
+            list(self._digests.items()),
+            self._altered,
+        )
+
+    @classmethod
+    def load(cls, saved: SavedSource) -> SourceProjection:
+        """Restore a projection."""
+        projection = cls()
+        projection._position = saved.position
+        projection._deduplicator = Deduplicator(saved.received)
+        projection._last_known = saved.last_known
+        projection._baselines = _Baselines(saved.baseline, saved.namespace_baselines)
+        projection._open_snapshots = saved.open_snapshots
+        projection._losses = saved.losses
+        projection._snapshot_start = saved.snapshot_start
+        projection._failed_namespaces = saved.failed_namespaces
+        projection._last_record_at = saved.last_record_at
+        projection._last_heartbeat_at = saved.last_heartbeat_at
+        projection._heartbeat_interval = saved.heartbeat_interval
+        projection.retired = saved.retired
+        projection._digests = dict(saved.digests)
+        projection._altered = saved.altered
+        return projection
+
+    def _accept(self, record: DecodedRecord, position: Position, data: bytes) -> bool:
+        """Return whether a record is new; compare a repeated one with its first copy."""
+        is_new = self._deduplicator.accept(record)
+        if data and record.type != "lost":  # one may replace a record that has arrived
+            digest = crc32(data)
+            if is_new:
+                self._digests[position] = digest
+                if len(self._digests) > MAX_DIGESTS:
+                    del self._digests[next(iter(self._digests))]
+            elif self._digests.get(position, digest) != digest:
+                self._altered = [*self._altered[1 - MAX_ALTERED :], position]
+        return is_new
+
+    def _apply_container(self, change: Change, id_: str | None, container: Container) -> None:
+        record = change.record
+        if id_ is None:
+            return
+        if record.type in RUNNING_TYPES:
+            if self._update(id_, _LastKnown(record.position, container.namespace, container)):
+                change.updated[id_] = container
+        elif record.type == "exited":
+            before = self._last_known.get(id_)
+            exited = _LastKnown(record.position, container.namespace, None)
+            if self._update(id_, exited) and before is not None and before.container is not None:
+                change.removed[id_] = container
+
+    def _apply_repeating(self, record: DecodedRecord, position: Position) -> Change | None:
+        """Apply a record that has the position of the last one before it."""
+        if record.type == "heartbeat":
+            self._deduplicator.expect(position)
+            if record.heartbeat:
+                self._heartbeat_interval = record.heartbeat.interval
+            self._last_heartbeat_at = record.timestamp
+            return None
+        if position < self._position:
+            return None
+        removed = self.running
+        self._position, self.retired = position, record.retired or Retired()
+        self._baselines, self._snapshot_start = _Baselines(position), None
+        self._last_known, self._open_snapshots, self._losses = {}, {}, []
+        self._failed_namespaces = ()
+        return Change(record, {}, removed)
+
+    def _update(self, id_: str, latest: _LastKnown) -> bool:
+        """Set the state of a container, unless a later one is known; return whether it was set."""
+        known = self._last_known.get(id_)
+        if latest.position > self._baselines.get(latest.namespace) and (
+            known is None or latest.position > known.position
+        ):
+            self._last_known[id_] = latest
+            return True
+        return False
+
+    def _apply_control_record(self, record: DecodedRecord, snapshot: Snapshot) -> None:
+        known = self._open_snapshots.get(snapshot.id, _OpenSnapshot(record.position, None, None, None))
+        if record.type == "snapshot_started":
+            snapshot_state = known._replace(start=record.position)
+            if snapshot.previous:
+                self._deduplicator.link(record.epoch, (snapshot.previous.epoch, snapshot.previous.sequence))
+        else:
+            snapshot_state = known._replace(end=record.position, completed=snapshot)
+        self._open_snapshots[snapshot.id] = snapshot_state
+
+    def _apply_complete_snapshots(self) -> dict[str, Container]:
+        """Apply the snapshots of which all records have arrived; return the running containers that they remove."""
+        removed: dict[str, Container] = {}
+        for id_, (_, start, end, completed) in list(self._open_snapshots.items()):
+            if start is None or end is None or completed is None or not self._deduplicator.covers(start, end):
+                continue
+            del self._open_snapshots[id_]
+            if not any(start < lost < end for lost in self._losses):
+                removed |= self._apply_snapshot(start, completed)
+        return removed
+
+    def _apply_snapshot(self, start: Position, completed: Snapshot) -> dict[str, Container]:
+        if self._snapshot_start is None or start > self._snapshot_start:
+            self._snapshot_start, self._failed_namespaces = start, completed.failed
+        self._baselines.advance(start, completed.failed)
+        kept, removed = {}, {}
+        for id_, last in self._last_known.items():
+            if last.position > self._baselines.get(last.namespace):
+                kept[id_] = last
+            elif last.container is not None:
+                removed[id_] = last.container
+        self._last_known = kept
+        # Snapshots and losses before all baselines have no effect any more.
+        lowest = self._baselines.lowest
+        self._open_snapshots = {id_: each for id_, each in self._open_snapshots.items() if each.first_position > lowest}
+        self._losses = [lost for lost in self._losses if lost > lowest]
+        return removed
+
+    def _watermark(self) -> datetime:
+        """Return the time up to which the state is known, by the clock of the node."""
+        return max(_parse_time(self._last_record_at), _parse_time(self._last_heartbeat_at))
+
+    def _is_stale(self, watermark: datetime, now: datetime) -> bool | None:
+        if self._heartbeat_interval is None:
+            return None
+        return now - watermark > max(STALE_MINIMUM, STALE_INTERVALS * timedelta(seconds=self._heartbeat_interval))
+
+    def _is_complete(self, missing: list[SequenceRange]) -> bool:
+        start = self._snapshot_start
+        return (
+            start is not None
+            and self._deduplicator.is_linked(start[0], self._position[0])
+            and not any((epoch, last) > start for epoch, _, last in missing)
+            and not any(lost > start for lost in self._losses)
+        )
+
+
+class _Baselines:
+    """The start of the last completed snapshot of each namespace, or a retirement; earlier records are obsolete."""
+
+    def __init__(self, default: Position = _ORIGIN, by_namespace: dict[str, Position] | None = None) -> None:
+        self.default = default
+        self.by_namespace: dict[str, Position] = by_namespace or {}
 
     def get(self, namespace: str) -> Position:
-        return self._by_namespace.get(namespace, self._default)
+        return self.by_namespace.get(namespace, self.default)
 
     @property
     def lowest(self) -> Position:
         """The lowest baseline."""
-        return min([self._default, *self._by_namespace.values()])
+        return min([self.default, *self.by_namespace.values()])
 
     def advance(self, start: Position, failed: tuple[str, ...]) -> None:
         """Advance the baselines to the start of a completed snapshot, except those of failed namespaces."""
-        names = {*self._by_namespace, *failed}
+        names = {*self.by_namespace, *failed}
         baselines = {name: self.get(name) if name in failed else max(self.get(name), start) for name in names}
-        self._default = max(self._default, start)
-        self._by_namespace = {name: baseline for name, baseline in baselines.items() if baseline != self._default}
+        self.default = max(self.default, start)
+        self.by_namespace = {name: baseline for name, baseline in baselines.items() if baseline != self.default}
 
 
 class Projection:
@@ -128,9 +371,32 @@ class Projection:
     def __init__(self) -> None:
         self.sources: dict[Source, SourceProjection] = {}
 
-    def apply(self, record: DecodedRecord) -> bool:
-        """Apply a record and return whether it is new."""
-        projection = self.sources.get(record.source)
+    def apply(self, record: DecodedRecord, data: bytes = b"") -> Change | None:
+        """Apply a record and return its change; None for a repeated record, and for a heartbeat."""
+        source = record.source
+        projection = self.sources.get(source)
         if projection is None:
-            projection = self.sources[record.source] = SourceProjection()
-        return projection.apply(record)
+            projection = self.sources[source] = SourceProjection()
+        return projection.apply(record, data)
+
+    def start_from(self, entries: Iterable[DecodedRecord]) -> None:
+        """Start from the entries of a state table; a source without its own entry has not completed a snapshot."""
+        completed: dict[Source, DecodedRecord] = {}
+        containers: dict[Source, list[DecodedRecord]] = {}
+        for each in entries:
+            if each.type == "snapshot_completed":
+                completed[each.source] = each
+            else:
+                containers.setdefault(each.source, []).append(each)
+        for source, record in completed.items():
+            self.sources[source] = SourceProjection()
+            self.sources[source].start_from(record, containers.get(source, ()))
+
+
+def _parse_time(text: str) -> datetime:
+    """Parse a record's timestamp; an invalid one is the earliest time."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        return _UNKNOWN_TIME
+    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Creates readers for ``whalebridge tail``; imports a broker's library only if it is needed."""
+"""Creates readers from settings and URLs; imports a broker's library only if it is needed."""
 
 # ruff: noqa: PLC0415 (lazy imports)
 
@@ -46,6 +46,32 @@ def resolve(target: str, sinks: Callable[[], Mapping[str, SinkSettings]]) -> Rea
     if not isinstance(settings, Readable):
         raise ValueError(f"a sink of type {settings.type} cannot be read; use - to read standard input")  # noqa: TRY004
     return settings
+
+
+def create_table_reader(target: str, sinks: Callable[[], Mapping[str, SinkSettings]], clock: Clock) -> Reader:
+    """Return a reader for a current-state topic or bucket, which stops at the end.
+
+    Args:
+        target: A URL with the name of the table as topic or subject, or the id of a configured sink that has one.
+        sinks: Returns the configured sinks; called only for an id.
+        clock: Source of time.
+
+    Raises:
+        ValueError: The target has no such table.
+        FatalError: The sink's library is not installed.
+    """
+    settings, is_url = resolve(target, sinks), ":" in target
+    match settings:
+        case KafkaSettings() if is_url or settings.state_topic:
+            topic = settings.topic if is_url else settings.state_topic
+            table = settings.model_copy(update={"topic": topic})
+            return create_reader(table, clock, start_position="beginning", follow=False)
+        case NatsSettings() if bucket := settings.subject_prefix if is_url else settings.kv_bucket.name:
+            with require_extra("nats"):
+                from bridge.consumer.nats import NatsReader
+
+            return NatsReader(settings, clock, start_position="beginning", follow=False, bucket=bucket)
+    raise ValueError("no state topic or bucket; use its URL, or the id of a sink that maintains one")
 
 
 def _message(detail: ErrorDetails) -> str:

@@ -20,6 +20,9 @@ Position: TypeAlias = tuple[int, int]
 RUNNING_TYPES = frozenset({"started", "paused", "unpaused", "present"})
 """The types of records after which a container is running."""
 
+REPEATING_TYPES = frozenset({"heartbeat", "source_retired"})
+"""The types of records that take no position of their own, but have that of the last record before them."""
+
 _MAX_REASON_LENGTH = 100  # characters of a decoder's error message
 
 
@@ -84,6 +87,19 @@ class Lost(Struct, frozen=True):
     reason: str = ""
 
 
+class Heartbeat(Struct, frozen=True):
+    """When to expect the next heartbeat of a source, in seconds."""
+
+    interval: float
+
+
+class Retired(Struct, frozen=True):
+    """Why a source has ended for good, and who said so."""
+
+    reason: str = ""
+    by: str = ""
+
+
 class Engine(Struct, frozen=True):
     """The containerd instance that a record describes."""
 
@@ -118,6 +134,8 @@ class DecodedRecord(Struct, frozen=True):
     exit: Exit | None = None
     snapshot: Snapshot | None = None
     lost: Lost | None = None
+    heartbeat: Heartbeat | None = None
+    retired: Retired | None = None
 
     @property
     def source(self) -> Source:

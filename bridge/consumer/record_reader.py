@@ -17,11 +17,12 @@ BACKOFF = Backoff(initial=0.2, maximum=5.0)
 
 
 class Message(NamedTuple):
-    """One message: its bytes, and its location and number, so that a user can find it."""
+    """One message: its bytes, its location and number, so that a user can find it, and its key on Kafka."""
 
     data: bytes
     location: str
     number: int
+    key: bytes = b""
 
 
 class ReadRecord(NamedTuple):
@@ -38,11 +39,13 @@ StartPosition: TypeAlias = Literal["beginning", "end"] | datetime
 class Reader(Protocol):
     """Reads messages from one sink's target; after an interruption, it continues where it stopped.
 
-    It leaves no state at the target, and changes nothing there.
+    It leaves no state at the target, and changes nothing there. Files have no positions.
     """
 
     follow: bool
     """Whether the reader waits for more messages at the end."""
+    position: dict[str, int]
+    """Where to continue after the messages returned so far; may be set before reading. Empty: at the start position."""
 
     def batches(self) -> AsyncGenerator[Sequence[Message], None]:
         """Yield messages in stored order, as they arrive.

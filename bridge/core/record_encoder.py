@@ -307,12 +307,20 @@ def lost_record(last: Record, first: int, reason: records.LossReason, now: int) 
     return _record(_control_record_at(last, "lost", now, lost))
 
 
-def heartbeat_record(last: Record, watermark_at: int, number: int) -> Record:
+def heartbeat_record(last: Record, watermark_at: int, number: int, interval: float) -> Record:
     """Return a heartbeat for consumers whose last record is ``last``; the heartbeat has the position of ``last``.
 
-    ``watermark_at`` becomes the timestamp; ``number``, from 1, distinguishes heartbeats with the same position.
+    ``watermark_at`` becomes the timestamp; ``number``, from 1, distinguishes heartbeats with the same position;
+    ``interval`` is the number of seconds until the next one.
     """
-    return replace(_record(_control_record_at(last, "heartbeat", watermark_at)), heartbeat_number=number)
+    heartbeat = records.Heartbeat(interval)
+    document = replace(_control_record_at(last, "heartbeat", watermark_at), heartbeat=heartbeat)
+    return replace(_record(document), heartbeat_number=number)
+
+
+def retirement_record(last: Record, reason: str, by: str, now: int) -> Record:
+    """Return the record that ends a source whose last record is ``last``; it has the position of ``last``."""
+    return _record(replace(_control_record_at(last, "source_retired", now), retired=records.Retired(reason, by)))
 
 
 def _control_record_at(
@@ -331,4 +339,6 @@ def _control_record_at(
         snapshot=None,
         lost=lost,
         start=None,
+        heartbeat=None,
+        retired=None,
     )

@@ -10,11 +10,12 @@ from msgspec import Struct
 from bridge.core.containerd_model import Kind, Labels
 
 VERSION: Literal[1] = 1
+_ID_SUFFIXES = {"lost": "-lost", "source_retired": "-retired"}
 
 TransitionType: TypeAlias = Literal["started", "exited", "paused", "unpaused"]
 SnapshotRecordType: TypeAlias = Literal["present"]
 AdditionalEventType: TypeAlias = Literal["created", "deleted", "oom", "renamed"]
-ControlRecordType: TypeAlias = Literal["snapshot_started", "snapshot_completed", "lost", "heartbeat"]
+ControlRecordType: TypeAlias = Literal["snapshot_started", "snapshot_completed", "lost", "heartbeat", "source_retired"]
 RecordType: TypeAlias = Literal[
     "started",
     "exited",
@@ -29,6 +30,7 @@ RecordType: TypeAlias = Literal[
     "snapshot_completed",
     "lost",
     "heartbeat",
+    "source_retired",
 ]
 Origin: TypeAlias = Literal["live", "inferred", "snapshot"]
 LossReason: TypeAlias = Literal["overflow", "rejected"]
@@ -119,6 +121,19 @@ class Lost(Struct, frozen=True):
     reason: LossReason
 
 
+class Heartbeat(Struct, frozen=True):
+    """When readers can expect the next heartbeat: ``interval`` is in seconds."""
+
+    interval: float
+
+
+class Retired(Struct, frozen=True):
+    """Why a source has ended for good, and who said so."""
+
+    reason: str
+    by: str
+
+
 class EngineInfo(Struct, frozen=True):
     """The containerd that a record comes from; ``pid`` is 0 if unknown."""
 
@@ -129,8 +144,12 @@ class EngineInfo(Struct, frozen=True):
     pid: int
 
 
-class EventRecord(Struct, frozen=True):
-    """One JSON document, the same for every sink; every key is always present."""
+class EventRecord(Struct, frozen=True, omit_defaults=True):
+    """One JSON document, the same for every sink; every key without a default is always present.
+
+    ``start``, ``heartbeat`` and ``retired`` are present only in records of types ``started``, ``heartbeat`` and
+    ``source_retired``.
+    """
 
     version: Literal[1]
     type: RecordType
@@ -146,7 +165,9 @@ class EventRecord(Struct, frozen=True):
     host: str
     epoch: int
     sequence: int
-    start: Start | None = None  # missing in records of earlier versions, which an outbox may contain
+    start: Start | None = None
+    heartbeat: Heartbeat | None = None
+    retired: Retired | None = None
 
 
 class Watermark(NamedTuple):
@@ -178,18 +199,16 @@ class Record(Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """Return an id that is unique within the source, even for ``lost`` and heartbeats, which repeat a position."""
+        """Return an id that is unique within the source, even for control records that repeat a position."""
         if self.heartbeat_number:
             return f"{self.epoch}-{self.sequence}-heartbeat-{self.heartbeat_number}"
-        return f"{self.epoch}-{self.sequence}-lost" if self.type == "lost" else f"{self.epoch}-{self.sequence}"
+        return f"{self.epoch}-{self.sequence}{_ID_SUFFIXES.get(self.type, '')}"
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of the records, generated from the types."""
-    schema = msgspec.json.schema(EventRecord)
-    schema["$defs"]["EventRecord"]["required"].append("start")  # optional only to decode records of earlier versions
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"whalebridge event, major version {VERSION}",
-        **schema,
+        **msgspec.json.schema(EventRecord),
     }

@@ -27,4 +27,4 @@ class HeartbeatFactory:
         if watermark is None or watermark.epoch != last.epoch:
             return None
         self._count += 1
-        return heartbeat_record(last, watermark.at, self._count)
+        return heartbeat_record(last, watermark.at, self._count, self.interval)

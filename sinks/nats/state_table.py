@@ -122,6 +122,8 @@ class StateBucket:
         epoch, sequence = change.position
         headers = {MESSAGE_ID: f"{key}/{epoch}-{sequence}"}
         if change.value is None:
+            # The retirement of a source has the position of its last record, which may have written this entry.
+            headers[MESSAGE_ID] += "-deleted"
             headers["KV-Operation"] = "DEL"
             if self._supports_ttl:
                 headers["Nats-TTL"] = str(DELETE_MARKER_SECONDS)

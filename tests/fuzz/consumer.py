@@ -10,7 +10,7 @@ from bridge.cli.commands.tail import RecordFilter
 from bridge.cli.record_format import format_record
 from bridge.consumer.files import LineSplitter
 from bridge.consumer.projection import Projection
-from bridge.consumer.record_decoder import DecodedRecord, InvalidMessageError, decode
+from bridge.consumer.record_decoder import REPEATING_TYPES, DecodedRecord, InvalidMessageError, decode
 from bridge.core.record_encoder import heartbeat_record, parse_record
 from bridge.core.records import Record
 from bridge.telemetry.safe_text import printable_json
@@ -21,7 +21,7 @@ from sinks.state_table import StateKey
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import mutate_text
 from tests.records import RecordFactory
-from tests.sample_records import control_record, loss_record, record
+from tests.sample_records import control_record, loss_record, record, retirement
 
 _TOKENS = (
     *rb"""null true false 0 -1 1 1.5 1e999 9223372036854775808 18446744073709551616
@@ -54,7 +54,8 @@ def _records() -> list[Record]:
         record(7, "present"),
         control_record(8, "snapshot_completed", failed=["shop"]),
         loss_record(record(12), 9),
-        heartbeat_record(started, 1, 1),
+        heartbeat_record(started, 1, 1, 60.0),
+        retirement(record(12)),
     ]
 
 
@@ -97,7 +98,7 @@ def _check_projection(records: Sequence[DecodedRecord]) -> None:
         projection.apply(each)
     before = {source: dict(state.running) for source, state in projection.sources.items()}
     for each in records:
-        assert not projection.apply(each) or each.type == "heartbeat", f"accepted twice: {each.position}"
+        assert not projection.apply(each) or each.type in REPEATING_TYPES, f"accepted twice: {each.position}"
     assert before == {source: dict(state.running) for source, state in projection.sources.items()}
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from random import Random
 
 import msgspec
 
+from bridge import consumer
 from bridge.clock import SystemClock
+from bridge.consumer import Source, State
+from bridge.consumer.record_decoder import Position
 from bridge.consumer.record_reader import Message, Reader, read
+from bridge.core.ports import Sink
 from bridge.core.records import Record
 from tests.eventually import eventually_async
+from tests.sample_records import control_record, record
+from tests.scale import scaled
 
 
 async def read_to_end(reader: Reader) -> list[Message]:
@@ -67,6 +75,51 @@ async def follow(reader: Reader) -> AsyncIterator[FollowedMessages]:
             await asyncio.wait(left, timeout=20)
         pending = [each for each in left if not each.done()]
         assert not pending, pending
+
+
+async def check_resumption(url: str, path: Path, count: int) -> None:
+    """Check that a consumer that is killed at random, and starts with its saved state, equals one that is not."""
+    expected = [(change.source, change.record.position) async for change in consumer.follow(url, wait=False)]
+    assert len(expected) == count
+    chance, results, kept = Random(7), list[tuple[Source, Position]](), 0  # noqa: S311
+    for kill in range(scaled(reduced=10, full=100), -1, -1):
+        del results[kept:]  # the results since the last save are gone with the process
+        state = State.load(path)
+        async with contextlib.aclosing(consumer.follow(url, state, wait=False)) as changes:
+            async for change in changes:
+                results.append((change.source, change.record.position))
+                if chance.random() < 0.05:
+                    state.save(path)
+                    kept = len(results)
+                if kill and chance.random() < 0.01:
+                    break
+            else:
+                state.save(path)
+                kept = len(results)
+    for source in {source for source, _ in expected}:  # partitions may be read in another order
+        assert [each for each in results if each[0] == source] == [each for each in expected if each[0] == source]
+    assert len(results) == count
+
+
+async def check_start_from_table(create_sink: Callable[[], Sink], url: str, table_url: str) -> None:
+    """Check that a state topic or bucket, and the records after it, are the same state as all records."""
+    sink = create_sink()
+    await sink.start()
+    snapshot = [record(number, "present", id_=f"{number}") for number in range(2, 12)]
+    batch = [control_record(1, "snapshot_started"), *snapshot, control_record(12, "snapshot_completed")]
+    await sink.publish([*batch, record(13, "exited", id_="3"), record(14, "paused", id_="4"), record(15, id_="new")])
+    table = await consumer.load_table(table_url)
+    assert {each.id for each in table.containers()} == {each.subject for each in [*snapshot, record(1, id_="new")]} - {
+        record(1, id_="3").subject
+    }
+    await sink.publish([record(16, "exited", id_="5"), record(17, id_="newer")])
+    await sink.close()
+    everything = State()
+    for state in (table, everything):
+        async for _ in consumer.follow(url, state, wait=False):
+            pass
+    assert sorted(table.containers()) == sorted(everything.containers())
+    assert [each.complete for each in table.sources()] == [True]
 
 
 def record_data(messages: Sequence[Message] | Sequence[Record]) -> list[bytes]:

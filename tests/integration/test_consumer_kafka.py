@@ -6,6 +6,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -16,7 +17,13 @@ from bridge.consumer.record_reader import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from sinks.kafka.sink import KafkaSink
 from tests.eventually import eventually_async
-from tests.integration.consumer_reading import follow, read_to_end, record_data
+from tests.integration.consumer_reading import (
+    check_resumption,
+    check_start_from_table,
+    follow,
+    read_to_end,
+    record_data,
+)
 from tests.integration.kafka_sinks import KafkaFactory, settings
 from tests.integration.target_checks import retry_until_done
 from tests.naming import assert_names, raises_naming
@@ -51,6 +58,25 @@ async def test_kafka_reader_reads_all_partitions_to_end(kafka: Kafka) -> None:
     for location in {each.location for each in messages}:
         numbers = [each.number for each in messages if each.location == location]
         assert numbers == list(range(len(numbers)))
+
+
+async def test_kafka_consumer_killed_at_any_point_resumes_exactly(kafka: Kafka, tmp_path: Path) -> None:
+    kafka.admin.create_topic("read.resumed", partitions=3)
+    for host in "abcdef":
+        await publish(kafka, "read.resumed", 1, 200, host=host)
+    await check_resumption(kafka_url(kafka, "read.resumed"), tmp_path / "state", 1200)
+
+
+async def test_kafka_state_topic_and_later_records_are_whole_state(kafka: Kafka) -> None:
+    await check_start_from_table(
+        lambda: KafkaSink(settings(kafka, "read.table", state_topic="read.table.state"), SystemClock()),
+        kafka_url(kafka, "read.table"),
+        kafka_url(kafka, "read.table.state"),
+    )
+
+
+def kafka_url(kafka: Kafka, topic: str) -> str:
+    return f"kafka://{','.join(settings(kafka, topic).bootstrap_servers)}/{topic}"
 
 
 async def test_kafka_reader_ends_when_topic_is_empty(kafka: Kafka) -> None:

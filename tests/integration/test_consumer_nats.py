@@ -6,14 +6,24 @@ import asyncio
 import re
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from bridge import consumer
 from bridge.clock import SystemClock
+from bridge.consumer import State
 from bridge.consumer.nats import REQUEST_EXPIRY_SECONDS, NatsReader
 from bridge.consumer.record_reader import StartPosition
 from bridge.core.errors import TransientError
+from sinks.nats.sink import NatsSink
 from tests.eventually import eventually_async
-from tests.integration.consumer_reading import follow, read_to_end, record_data
+from tests.integration.consumer_reading import (
+    check_resumption,
+    check_start_from_table,
+    follow,
+    read_to_end,
+    record_data,
+)
 from tests.integration.nats_reading import NatsFactory, StreamReader, settings, start_sink
 from tests.integration.test_nats_auth import SECRET
 from tests.integration.test_nats_docs import PERMISSIONS
@@ -51,6 +61,28 @@ async def test_nats_reader_reads_stream_in_order_to_end(nats: Nats) -> None:
     assert record_data(messages) == published
     assert [each.number for each in messages] == list(range(1, 1001))
     assert messages[0].location == "read.order.node-1.shop.started"
+
+
+async def test_nats_consumer_killed_at_any_point_resumes_exactly(nats: Nats, tmp_path: Path) -> None:
+    await publish(nats, 1, 1000, "read.resumed")
+    url = nats_url(nats, "read.resumed")
+    await check_resumption(url, tmp_path / "state", 1000)
+    state = State.load(tmp_path / "state")
+    state.positions[url] = {"stream": 5000}  # of a stream that was created again since
+    assert [change async for change in consumer.follow(url, state, wait=False)] == []
+    assert state.positions[url] == {"stream": 1000}
+
+
+async def test_nats_bucket_and_later_records_are_whole_state(nats: Nats) -> None:
+    await check_start_from_table(
+        lambda: NatsSink(settings(nats, "read.table", kv_bucket={"name": "table"}), SystemClock()),
+        nats_url(nats, "read.table"),
+        nats_url(nats, "table"),
+    )
+
+
+def nats_url(nats: Nats, subject: str) -> str:
+    return f"nats://{','.join(settings(nats, subject).servers)}/{subject}"
 
 
 async def test_nats_reader_ends_when_stream_is_empty(nats: Nats) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bridge.core.records import EngineInfo
 from tests.integration.kafka_sinks import decode_value, open_sink
-from tests.sample_records import ENGINE, EPOCH, control_record, record
+from tests.sample_records import ENGINE, EPOCH, control_record, record, retirement
 from tests.testbed.kafka import Kafka
 
 SOURCE = f"node-1/{ENGINE.id}"
@@ -64,6 +64,21 @@ async def test_state_topic_drops_stale_entries_after_first_snapshot(kafka: Kafka
         f"node-2/{ENGINE.id}/shop/foreign",
     }
     assert tombstones(kafka, "stale.state") == [f"{SOURCE}/shop/c", f"{SOURCE}/shop/b"]
+
+
+async def test_state_topic_drops_entries_of_retired_source(kafka: Kafka) -> None:
+    async with open_sink(kafka, "retired", state_topic="retired.state") as sink:
+        snapshot = [
+            control_record(1, "snapshot_started"),
+            record(2, "present"),
+            control_record(3, "snapshot_completed"),
+        ]
+        await sink.publish([record(1, id_="foreign", host="node-2"), *snapshot])
+    async with open_sink(kafka, "retired", state_topic="retired.state") as sink:
+        await sink.publish([retirement(record(3))])
+    assert set(state_table(kafka, "retired.state")) == {f"node-2/{ENGINE.id}/shop/foreign"}
+    assert tombstones(kafka, "retired.state") == [f"{SOURCE}/shop/web-1", SOURCE]
+    assert decode_value(kafka.admin.records("retired")[-1])["retired"]["by"] == "ops@bastion"
 
 
 async def test_state_topic_entry_drops_labels_when_too_large(kafka: Kafka) -> None:

@@ -16,7 +16,7 @@ from sinks.nats.errors import ApiResponseError
 from tests.integration.nats_reading import NatsFactory, StreamReader, start_sink
 from tests.integration.target_checks import publish_until_accepted
 from tests.naming import raises_naming
-from tests.sample_records import ENGINE, EPOCH, control_record, record
+from tests.sample_records import ENGINE, EPOCH, control_record, record, retirement
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
@@ -66,6 +66,20 @@ async def test_kv_bucket_follows_records(nats: Nats) -> None:
         await sink.publish(started_records(("exited", "a"), ("exited", "b"), ("exited", "c.d"), first=11))
         assert await running_ids(reader, "state") == set()
     await sink.close()
+
+
+async def test_kv_bucket_drops_entries_of_retired_source(nats: Nats) -> None:
+    """The last record wrote the source's entry; its deletion, with the same position, is no duplicate of that."""
+    async with StreamReader(nats) as reader:
+        sink = await start_sink(nats, "b_retired", kv_bucket={"name": "retired"})
+        await sink.publish([record(9, host="node-2", id_="foreign"), *snapshot("a", "b")])
+        await sink.close()
+        sink = await start_sink(nats, "b_retired", kv_bucket={"name": "retired"})
+        await sink.publish([retirement(record(4))])
+        assert set(await bucket_entries(reader, "retired")) == {f"node-2.{ENGINE.id}.shop.foreign"}
+        await sink.publish(snapshot("b", epoch=LATER))
+        assert await running_ids(reader, "retired") == {"b", "foreign"}
+        await sink.close()
 
 
 async def test_kv_bucket_drops_stale_entries_after_first_snapshot(nats: Nats) -> None:

@@ -8,7 +8,7 @@ import pytest
 from bridge.cli.record_format import format_record
 from bridge.consumer.record_decoder import DecodedRecord, decode
 from tests.golden import Golden
-from tests.sample_records import control_record, loss_record, record
+from tests.sample_records import control_record, loss_record, record, retirement
 
 HOSTILE = "web\x1b]0;title\x07\n\x9b2J\u202e"
 AT = "2026-11-23T15:21:08.256Z  node-1"
@@ -58,6 +58,7 @@ POD = {"name": "web-5f", "namespace": "prod", "uid": "u", "container": "app", "l
         ),
         (decoded(loss_record(record(9), 5).data, timestamp="?"), "lost 5 overflow"),
         (decoded(control_record(1, "heartbeat").data, snapshot=None), "heartbeat"),
+        (decoded(retirement(record(9)).data, timestamp="?"), "source_retired node deleted (by ops@bastion)"),
         (decoded(record(1).data, type="sparkled", container=None), "sparkled shop/web-1"),
     ],
 )

@@ -45,10 +45,11 @@ def test_loss_with_invalid_range_counts_as_its_own_position(lost: Lost) -> None:
     assert all(deduplicator.accept(record_at(epoch, 4)) for epoch in (1, 2, 9))
 
 
-def test_deduplicator_always_accepts_heartbeats() -> None:
+@pytest.mark.parametrize("type_", ["heartbeat", "source_retired"])
+def test_deduplicator_always_accepts_records_without_own_position(type_: str) -> None:
     deduplicator = Deduplicator()
     assert deduplicator.accept(record_at(1, 1))
-    assert [deduplicator.accept(record_at(1, 1, type_="heartbeat")) for _ in range(2)] == [True, True]
+    assert [deduplicator.accept(record_at(1, 1, type_=type_)) for _ in range(2)] == [True, True]
 
 
 def test_deduplicator_drops_oldest_gaps_when_limit_is_reached() -> None:

@@ -58,6 +58,14 @@ class RecordHistory:
     def restart(self) -> None:
         self._epoch, self._sequence = self._epoch + 1, 0
 
+    def retire(self, *, behind: int = 0) -> None:
+        """Retire the source after its last record, or after one that is ``behind`` it."""
+        last = self.records[-1 - behind]
+        empty = {"type": "source_retired", "id": None, "container": None, "snapshot": None, "lost": None}
+        self.records.append({**last, **empty, "retired": {"reason": "gone", "by": "test"}})
+        if not behind:
+            self.running.clear()
+
     def drop(self, *numbers: int) -> None:
         """Replace consecutive records with one loss record."""
         first, last = self.records[numbers[0]], self.records[numbers[-1]]
@@ -82,6 +90,7 @@ def project(records: Sequence[RecordFields]) -> RunningBySource:
     return {
         source: {id_: container.incarnation for id_, container in state.running.items()}
         for source, state in projection.sources.items()
+        if state.retired is None
     }
 
 
@@ -93,13 +102,13 @@ def reference_projection(records: Sequence[RecordFields]) -> RunningBySource:
     }
 
 
-def random_history(chance: Random, length: int, host: str = "node-1") -> RecordHistory:
-    """Return a random history of valid records."""
+def random_history(chance: Random, length: int, host: str = "node-1", *, retired: bool = False) -> RecordHistory:
+    """Return a random history of valid records, in which the source is ``retired`` at times."""
     history = RecordHistory(host)
     history.snapshot()
     for _ in range(length):
         id_ = chance.choice(["a", "b", "shop/c", "shop/d"])
-        match chance.choice(["run", "run", "run", "pause", "unknown", "lost", "snapshot", "restart"]):
+        match chance.choice(["run", "run", "run", "pause", "unknown", "lost", "snapshot", "restart", "retire"]):
             case "run" if id_ in history.running:
                 history.exit(id_)
             case "run":
@@ -117,7 +126,9 @@ def random_history(chance: Random, length: int, host: str = "node-1") -> RecordH
                 if chance.random() < 0.3:
                     first = chance.randrange(before, len(history.records))
                     history.drop(*range(first, chance.randint(first, len(history.records) - 1) + 1))
-            case "restart":
+            case "retire" if retired:
+                history.retire(behind=chance.choice([0, 0, 1]) if len(history.records) > 1 else 0)
+            case "restart" | "retire":
                 history.restart()
                 history.running = {
                     id_: incarnation for id_, incarnation in history.running.items() if chance.random() < 0.5
@@ -134,7 +145,7 @@ lengths = st.integers(0, 60)
 @property_settings
 @given(chance=chances, length=lengths)
 def test_projection_equals_reference_for_ordered_records(chance: Random, length: int) -> None:
-    records = random_history(chance, length).records
+    records = random_history(chance, length, retired=True).records
     begin = chance.randrange(len(records))
     for part in (records, records[begin:], records[: begin + 1] + records[chance.randrange(begin + 1) :]):
         assert project(part) == reference_projection(part)
@@ -152,7 +163,7 @@ def test_projection_is_independent_of_order_and_duplicates(chance: Random, lengt
 @property_settings
 @given(chance=chances, length=lengths)
 def test_projection_converges_for_late_joiner_after_snapshot(chance: Random, length: int) -> None:
-    history = random_history(chance, length)
+    history = random_history(chance, length, retired=True)
     begin = chance.randint(0, len(history.records))
     history.snapshot()
     assert project(history.records[begin:]) == {SOURCE: history.running}
@@ -195,10 +206,32 @@ def test_projection_keeps_containers_of_failed_namespaces(failed: list[str]) -> 
     assert set(running) == {id_ for id_, namespace in (("a", "default"), ("shop/c", "shop")) if namespace in failed}
 
 
+@pytest.mark.parametrize("fold", [project, reference_projection])
+def test_retired_source_returns_with_next_record(
+    fold: Callable[[Sequence[RecordFields]], RunningBySource],
+) -> None:
+    history = RecordHistory()
+    history.snapshot()
+    history.start("a")
+    history.retire()
+    assert fold(history.records) == {}
+    assert fold(history.records + history.records[:2]) == {}, "repeated records change nothing"
+    history.start("b")  # the same epoch: the next snapshot completes the state
+    assert fold(history.records) == {SOURCE: history.running}
+    history.retire(behind=1)
+    assert fold(history.records) == {SOURCE: history.running}, "the source is alive: a later record was known"
+    history.retire()
+    history.restart()
+    history.running = {"a": "incarnation-1", "c": "incarnation-9"}
+    history.snapshot()
+    assert fold(history.records) == {SOURCE: history.running}
+
+
 def test_projection_reports_duplicates_as_not_new() -> None:
     history = RecordHistory()
     history.snapshot()
     history.start("a")
     projection = Projection()
     documents = [decode(msgspec.json.encode(record))[0] for record in history.records]
-    assert [projection.apply(document) for document in documents + documents] == [True, True, True, False, False, False]
+    changes = [projection.apply(document) for document in documents + documents]
+    assert [change and change.record for change in changes] == [*documents, None, None, None]

@@ -7,9 +7,10 @@ from msgspec import Struct
 from bridge.consumer import record_decoder
 from bridge.consumer.record_decoder import InvalidMessageError, decode
 from bridge.core import records
+from bridge.core.record_encoder import heartbeat_record
 from sinks.cloudevents import envelope
 from tests.golden import Golden
-from tests.sample_records import ENGINE, control_record, loss_record, record
+from tests.sample_records import ENGINE, control_record, loss_record, record, retirement
 
 BEFORE = b'{"version":1,"type":"sta'
 
@@ -31,12 +32,20 @@ def test_consumer_schema_has_every_published_field(published: type[Struct], read
 
 
 @pytest.mark.parametrize(
-    "published", [record(4, "paused"), control_record(1, "snapshot_started"), loss_record(record(7), 5)]
+    "published",
+    [
+        record(4, "paused"),
+        control_record(1, "snapshot_started"),
+        loss_record(record(7), 5),
+        heartbeat_record(record(7), 0, 1, 60.0),
+        retirement(record(7)),
+    ],
 )
 def test_consumer_schema_round_trips_published_records(published: records.Record) -> None:
     document, data = decode(published.data)
     assert data == published.data
-    assert msgspec.json.decode(msgspec.json.encode(document)) == msgspec.json.decode(published.data)
+    expected = {"heartbeat": None, "retired": None} | msgspec.json.decode(published.data)
+    assert msgspec.json.decode(msgspec.json.encode(document)) == expected
     assert document.source == (published.host, ENGINE.id)
     assert document.position == (published.epoch, published.sequence)
 

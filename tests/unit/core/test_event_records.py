@@ -43,7 +43,6 @@ DOCUMENT: dict[str, Any] = {
     "host": "node-1",
     "epoch": 1795447267123,
     "sequence": 42,
-    "start": None,
 }
 
 
@@ -77,11 +76,6 @@ def test_schema_rejects_invalid_values(key: str, value: object, validator: jsons
 
 def test_schema_accepts_fields_of_later_minor_versions(validator: jsonschema.Draft202012Validator) -> None:
     validator.validate({**DOCUMENT, "added": 1})
-
-
-def test_record_of_earlier_version_without_start_is_decoded() -> None:
-    document = {key: value for key, value in DOCUMENT.items() if key != "start"}
-    assert msgspec.convert(document, EventRecord).start is None
 
 
 def test_schema_has_title_and_descriptions() -> None:

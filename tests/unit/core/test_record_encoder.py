@@ -21,6 +21,7 @@ from bridge.core.record_encoder import (
     heartbeat_record,
     lost_record,
     parse_record,
+    retirement_record,
     rfc3339,
 )
 from bridge.core.records import Record, SourcePosition, json_schema
@@ -138,7 +139,6 @@ def test_snapshot_record_contains_container_fields() -> None:
         "host": "node-1",
         "epoch": EPOCH,
         "sequence": 1,
-        "start": None,
     }
 
 
@@ -336,7 +336,7 @@ def test_heartbeat_has_position_of_last_record_and_unique_id() -> None:
     encoder = make_encoder()
     encoder.encode_snapshot(GAP, COVERAGE, [], [], AT)
     last = encoder.encode_transition(present_transition())
-    heartbeats = [heartbeat_record(last, AT + SECOND, number) for number in (1, 2)]
+    heartbeats = [heartbeat_record(last, AT + SECOND, number, 60.0) for number in (1, 2)]
     assert [each.id for each in heartbeats] == [f"{EPOCH}-3-heartbeat-1", f"{EPOCH}-3-heartbeat-2"]
     document = decode_valid(heartbeats[0])
     assert (document["type"], document["timestamp"]) == ("heartbeat", rfc3339(AT + SECOND))
@@ -345,6 +345,27 @@ def test_heartbeat_has_position_of_last_record_and_unique_id() -> None:
     assert [
         name for name in ("id", "project", "container", "exit", "snapshot", "lost") if document[name] is not None
     ] == []
+    assert document["heartbeat"] == {"interval": 60.0}
+
+
+def test_retirement_has_position_of_last_record_and_unique_id() -> None:
+    encoder = make_encoder()
+    last = encoder.encode_transition(present_transition())
+    retired = retirement_record(heartbeat_record(last, AT, 1, 60.0), "node deleted", "ops@bastion", AT + SECOND)
+    assert (retired.id, retired.subject, retired.heartbeat_number) == (f"{EPOCH}-1-retired", "", 0)
+    document = decode_valid(retired)
+    assert (document["type"], document["timestamp"]) == ("source_retired", rfc3339(AT + SECOND))
+    assert (document["epoch"], document["sequence"], document["engine"]["id"]) == (EPOCH, 1, ENGINE.id)
+    assert document["retired"] == {"reason": "node deleted", "by": "ops@bastion"}
+    assert "heartbeat" not in document
+
+
+def test_other_records_have_no_keys_of_heartbeats_and_retirements() -> None:
+    encoder = make_encoder()
+    records = [*encoder.encode_snapshot(GAP, COVERAGE, [], [present_transition()], AT)]
+    records.append(lost_record(records[-1], 1, "overflow", AT))
+    keys = [set(decode_valid(each)) for each in records]
+    assert all({"snapshot", "lost"} <= each and not {"heartbeat", "retired"} & each for each in keys)
 
 
 @pytest.mark.parametrize("type_", ["created", "deleted", "oom", "renamed"])

@@ -62,6 +62,7 @@ def test_cloudevents_attributes_of_record_are_complete() -> None:
         ("snapshot_completed", "snapshot.completed"),
         ("lost", "lost"),
         ("heartbeat", "heartbeat"),
+        ("source_retired", "source.retired"),
     ],
 )
 def test_cloudevents_type_maps_record_type(type_: RecordType, suffix: str) -> None:

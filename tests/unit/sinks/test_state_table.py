@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bridge.core.records import EngineInfo, Record
 from sinks.state_table import StateKey, TableState, apply_records, drop_labels, group_by_source, record_key, source_key
-from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record
+from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record, retirement
 
 SOURCE = StateKey("node-1", ENGINE.id)
 
@@ -76,6 +76,15 @@ def test_incomplete_snapshot_changes_no_state_entries() -> None:
         state, changes = apply_all(*records, state=known)
         assert state.keys == known.keys
         assert changes == {}
+
+
+def test_retirement_removes_all_entries_of_source() -> None:
+    known = TableState(frozenset({state_key("a"), state_key("b", "default")}), f"{EPOCH}-1")
+    state, changes = apply_all(control_record(3, "snapshot_started", 2), retirement(record(3)), state=known)
+    assert changes == {state_key("a"): None, state_key("b", "default"): None, SOURCE: None}
+    assert state == TableState()
+    state, changes = apply_all(*[record(1, epoch=EPOCH + 1)], state=state)
+    assert state.keys == set(changes) == {state_key("web-1")}, "the node came back"
 
 
 def test_additional_events_change_no_state_entries() -> None:
