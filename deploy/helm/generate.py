@@ -122,9 +122,11 @@ def _secret(part: Any) -> bool:
 
 def _describe(document: dict[str, Any], value: Value) -> None:
     *groups, name = value.path
-    for group in groups:
-        document = document["properties"][group]
     properties = document["properties"]
+    for group in groups:
+        part = properties[group]
+        definition = part.get("$ref", "").rpartition("/")[2]
+        properties = (document["definitions"][definition] if definition else part)["properties"]
     if "$ref" in properties[name]:  # this draft ignores other keywords next to $ref
         properties[name] = {"allOf": [properties[name]]}
     properties[name]["description"] = value.description.replace("`", "")

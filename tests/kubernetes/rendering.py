@@ -60,7 +60,8 @@ def render(
     release: str = "whalebridge",
 ) -> list[Manifest]:
     """Return all objects, rendered with the given values (by path) and flags."""
-    value_flags = [f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()]
+    given = {"image.registry": "registry.example.net", **(values or {})}
+    value_flags = [f"--set-json={path}={json.dumps(value)}" for path, value in given.items()]
     text = helm("template", release, str(CHART), f"--kube-version={kubernetes}", *value_flags, *flags)
     return [document for document in yaml.load_all(text, KubernetesLoader) if document]
 
