@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bridge import __version__
+from bridge.settings_reload import RELOADABLE
 from tests.kubernetes.rendering import (
     CHART,
     DISTRIBUTIONS,
@@ -87,7 +88,7 @@ def test_chart_pods_are_unprivileged_and_have_no_token(flags: list[str]) -> None
 def test_chart_mounts_socket_directory_of_distribution(distribution: str, socket: str) -> None:
     for proxy in (True, False):
         manifests = render({"distribution": distribution, "proxy.enabled": proxy})
-        assert settings(manifests)["containerd"]["address"] == socket
+        assert settings(manifests).containerd.address == socket
         volumes = {each["name"]: each for each in pod(manifests)["volumes"]}
         assert volumes["containerd"]["hostPath"]["path"] == str(Path(socket).parent)
         assert mounts(manifests, "bridge")["proxy" if proxy else "containerd"] == str(Path(socket).parent)
@@ -118,16 +119,64 @@ def test_chart_passes_credentials_only_to_bridge() -> None:
 
 
 def test_chart_configures_no_sinks_by_default() -> None:
-    assert "sinks" not in settings(render())
+    assert "sinks" not in settings(render()).model_fields_set
 
 
-def test_chart_replaces_pods_when_config_changes() -> None:
-    def checksum(**config: Any) -> str:
-        template = find_one(render({"config": config}), "DaemonSet")["spec"]["template"]
-        return str(template["metadata"]["annotations"]["checksum/config"])
+CHANGES: dict[str, Any] = {  # a change of each setting that config can have
+    "namespaces": {"include": ["a"]},
+    "containers": {"names": {"include": ["a"]}},
+    "labels": {"include": ["a"]},
+    "sinks": {"main": NATS | {"servers": ["b"]}},
+    "snapshot": {"interval": "1h"},
+    "heartbeat": {"interval": "10s"},
+    "log": {"level": "debug"},
+    "outbox": {"max_records": 1000},
+}
 
-    assert checksum(log={"level": "debug"}) != checksum()
-    assert checksum(log={"level": "debug"}) == checksum(log={"level": "debug"})
+
+def pod_template(**config: Any) -> Manifest:
+    values = {"config": {"sinks": {"main": NATS}} | config}
+    return dict(find_one(render(values), "DaemonSet")["spec"]["template"])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_chart_replaces_pods_only_if_setting_needs_restart(name: str) -> None:
+    assert (pod_template(**{name: CHANGES[name]}) != pod_template()) == (name not in RELOADABLE)
+
+
+@pytest.mark.parametrize(
+    "change", [{"log": {"format": "json"}}, {"sinks": {"main": NATS, "more": NATS}}, {"sinks": {"other": NATS}}]
+)
+def test_chart_replaces_pods_if_part_of_setting_needs_restart(change: dict[str, Any]) -> None:
+    assert pod_template(**change) != pod_template()
+
+
+def test_chart_settings_are_all_reloadable_or_replace_pods() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["definitions"]["config"]["properties"]) == set(CHANGES)
+    assert set(CHANGES) >= set(RELOADABLE)
+
+
+def test_chart_mounts_configuration_as_directory() -> None:
+    manifests = render({"existingSecrets.files": ["kafka"], "config": {"sinks": {"main": NATS}}})
+    (mount,) = [each for each in containers(manifests)["bridge"]["volumeMounts"] if each["name"] == "config"]
+    assert mount == {"name": "config", "mountPath": "/etc/whalebridge", "readOnly": True}
+    assert settings(manifests).reload_on_change
+
+
+def test_chart_uses_existing_config_map() -> None:
+    values = {"existingConfigMap": "own", "networkPolicy.brokerPorts": [4222], "persistence.type": "emptyDir"}
+    manifests = render(values)
+    assert "ConfigMap" not in {each["kind"] for each in manifests}
+    volumes = {each["name"]: each for each in pod(manifests)["volumes"]}
+    assert volumes["config"]["configMap"] == {"name": "own"}
+    assert volumes["state"]["emptyDir"] == {}  # the limit of the outbox is not known
+    assert "ephemeral-storage" not in str(pod(manifests))
+    loaded = settings(manifests)
+    assert (loaded.containerd.address, loaded.http.listen) == ("/run/containerd/containerd.sock", "*:9469")
+    assert (loaded.state_dir, loaded.host, loaded.http.containers) == ("/var/lib/whalebridge", "node", False)
+    with pytest.raises(CommandError, match=r"config would have no effect.*existingConfigMap"):
+        render(values | {"config": {"log": {"level": "debug"}}})
 
 
 def test_chart_network_policy_allows_dns_and_broker_ports() -> None:
@@ -215,12 +264,12 @@ def test_chart_pods_avoid_nodes_without_containerd() -> None:
 
 
 def test_chart_listens_on_both_address_families() -> None:
-    assert settings(render())["http"]["listen"] == "*:9469"
+    assert settings(render()).http.listen == "*:9469"
 
 
 def test_chart_serves_containers_only_on_request() -> None:
-    assert settings(render())["http"]["containers"] is False
-    assert settings(render({"config.http.containers": True}))["http"]["containers"] is True
+    assert settings(render()).http.containers is False
+    assert settings(render({"http.containers": True})).http.containers is True
 
 
 def test_chart_version_alone_does_not_replace_pods(tmp_path: Path) -> None:
@@ -448,7 +497,7 @@ def test_chart_renders_large_numbers_from_a_file(tmp_path: Path) -> None:
     assert parts["state"]["args"][-1] == parts["proxy"]["args"][-1] == str(LARGE)
     assert parts["proxy"]["securityContext"]["runAsGroup"] == LARGE + 1
     assert parts["bridge"]["securityContext"]["runAsUser"] == pod(manifests)["securityContext"]["fsGroup"] == LARGE
-    assert settings(manifests)["outbox"]["max_records"] == 10_000_000
+    assert settings(manifests).outbox.max_records == 10_000_000
     assert pod(manifests)["terminationGracePeriodSeconds"] == 1_000_000
     assert find_one(manifests, "Pod")["spec"]["containers"][0]["securityContext"]["runAsUser"] == LARGE
     text = helm("template", "whalebridge", str(CHART), *TEMPLATE_FLAGS, f"--values={file}")
@@ -500,10 +549,11 @@ def test_chart_rejects_two_monitors_of_the_same_pods() -> None:
 @pytest.mark.parametrize(
     "values",
     [
+        {"existingConfigMap": "own"},
         {"existingSecrets.env": ["broker"]},
         {"extraEnv": [{"name": "WHALEBRIDGE_SINKS__MAIN", "value": "nats://a:4222/s"}]},
     ],
-    ids=["secret", "extra-env"],
+    ids=["config-map", "secret", "extra-env"],
 )
 def test_chart_rejects_network_policy_without_ports_of_sinks(values: dict[str, Any]) -> None:
     with pytest.raises(CommandError, match=r"set networkPolicy\.brokerPorts"):
@@ -569,7 +619,9 @@ def test_chart_names_value_that_older_chart_lacks(name: str) -> None:
         ("config", {"sinks": {"main": NATS | {"auth": {"token": "t"}}}}, "token"),
         ("config", {"sinks": {"Main": NATS}}, "Main"),
         ("config", {"sinks": [NATS]}, "sinks"),
-        ("config", {"http": {"listen": ":1"}}, "listen"),
+        ("config", {"http": {"listen": ":1"}}, "http"),
+        ("config", {"reload_on_change": False}, "reload_on_change"),
+        ("existingConfigMap", 5, "existingConfigMap"),
         ("config", {"containerd": {"address": "/x"}}, "containerd"),
         ("config", {"state_dir": "/x"}, "state_dir"),
         ("config", {"host": "x"}, "host"),

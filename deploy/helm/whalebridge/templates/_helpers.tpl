@@ -248,7 +248,7 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- /* Resources of the bridge, including the emptyDir. */}}
 {{- define "whalebridge.resources" -}}
 {{- $resources := deepCopy (default dict .Values.resources) }}
-{{- if and (eq .Values.persistence.type "emptyDir") (not (dig "limits" "ephemeral-storage" "" $resources)) }}
+{{- if and (eq .Values.persistence.type "emptyDir") (not .Values.existingConfigMap) (not (dig "limits" "ephemeral-storage" "" $resources)) }}
 {{- $resources = mergeOverwrite (dict "requests" (dict "ephemeral-storage" (include "whalebridge.stateSize" .))) $resources }}
 {{- end }}
 {{- toYaml $resources }}
@@ -281,9 +281,9 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- keys $ports | sortAlpha | join "\n" }}
 {{- end }}
 
-{{- /* Whether sinks are set in the environment, where this chart cannot read their ports. */}}
+{{- /* Whether sinks may be set where this chart cannot read their ports. */}}
 {{- define "whalebridge.hasHiddenSinks" -}}
-{{- $hidden := not (empty .Values.existingSecrets.env) }}
+{{- $hidden := or .Values.existingSecrets.env .Values.existingConfigMap | empty | not }}
 {{- range .Values.extraEnv }}
 {{- $hidden = or $hidden (hasPrefix "WHALEBRIDGE_SINKS" .name) }}
 {{- end }}
@@ -314,11 +314,42 @@ metricRelabelings:
 {{- end }}
 {{- end }}
 
-{{- define "whalebridge.config" -}}
-{{- $http := dict "listen" (printf "%s:%d" .Values.http.address (int64 .Values.http.port)) }}
-{{- $chartSettings := dict "containerd" (dict "address" (include "whalebridge.socket" .)) "state_dir" "/var/lib/whalebridge" "http" $http }}
-{{- $defaults := dict "http" (dict "containers" false) }}
-{{- mergeOverwrite $defaults (deepCopy .Values.config) $chartSettings | toYaml }}
+{{- /* Name of the ConfigMap with config.yaml. */}}
+{{- define "whalebridge.configMap" -}}
+{{- if and .Values.existingConfigMap .Values.config }}
+{{- fail "config would have no effect, because existingConfigMap has all settings: set one of the two." }}
+{{- end }}
+{{- default (include "whalebridge.fullname" .) .Values.existingConfigMap }}
+{{- end }}
+
+{{- /* The settings that the chart sets, as variables, which have priority over the file. */}}
+{{- define "whalebridge.settings" -}}
+- name: WHALEBRIDGE_HOST
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+- name: WHALEBRIDGE_CONTAINERD__ADDRESS
+  value: {{ include "whalebridge.socket" . | quote }}
+- name: WHALEBRIDGE_STATE_DIR
+  value: /var/lib/whalebridge
+- name: WHALEBRIDGE_HTTP__LISTEN
+  value: {{ printf "%s:%d" .Values.http.address (int64 .Values.http.port) | quote }}
+- name: WHALEBRIDGE_HTTP__CONTAINERS
+  value: {{ .Values.http.containers | default false | quote }}
+- name: WHALEBRIDGE_RELOAD_ON_CHANGE
+  value: "true"
+{{- end }}
+
+{{- /* A digest of the settings that a reload cannot change; if it changes, the pods are replaced. */}}
+{{- define "whalebridge.restartChecksum" -}}
+{{- $fixed := omit .Values.config "namespaces" "containers" "labels" "sinks" "snapshot" "heartbeat" "log" }}
+{{- with dig "log" "format" "" .Values.config }}
+{{- $_ := set $fixed "log.format" . }}
+{{- end }}
+{{- with .Values.config.sinks }}
+{{- $_ := set $fixed "sinks" (keys . | sortAlpha) }}
+{{- end }}
+{{- toJson $fixed | sha256sum }}
 {{- end }}
 
 {{- /* Annotations of the pods, which podAnnotations may replace. */}}

@@ -67,10 +67,7 @@ containers:
     imagePullPolicy: {{ .Values.image.pullPolicy }}
     args: [run, --config, /etc/whalebridge/config.yaml]
     env:
-      - name: WHALEBRIDGE_HOST
-        valueFrom:
-          fieldRef:
-            fieldPath: spec.nodeName
+      {{- include "whalebridge.settings" . | nindent 6 }}
     {{- with .Values.existingSecrets.env }}
     envFrom:
       {{- range . }}
@@ -121,9 +118,8 @@ containers:
       {{- end }}
       - name: state
         mountPath: /var/lib/whalebridge
-      - name: config
-        mountPath: /etc/whalebridge/config.yaml
-        subPath: config.yaml
+      - name: config # the whole directory: a file (subPath) would never change
+        mountPath: /etc/whalebridge
         readOnly: true
       {{- range $index, $name := .Values.existingSecrets.files }}
       - name: secret-{{ $index }}
@@ -150,12 +146,11 @@ volumes:
       path: {{ .Values.persistence.path | quote }}
       type: DirectoryOrCreate
     {{- else }}
-    emptyDir:
-      sizeLimit: {{ include "whalebridge.stateSize" . }}
+    emptyDir: {{ empty .Values.existingConfigMap | ternary (dict "sizeLimit" (include "whalebridge.stateSize" .)) dict | toJson }}
     {{- end }}
   - name: config
     configMap:
-      name: {{ include "whalebridge.fullname" . | quote }}
+      name: {{ include "whalebridge.configMap" . | quote }}
   {{- range $index, $name := .Values.existingSecrets.files }}
   - name: secret-{{ $index }}
     secret:
