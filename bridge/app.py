@@ -31,7 +31,7 @@ from bridge.delivery.sink_manager import SinkManager
 from bridge.http_endpoint import StatusProvider, http_endpoint
 from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
-from bridge.settings_reload import SettingsReloader
+from bridge.settings_reload import ConfigFile, SettingsReloader
 from bridge.signal_handlers import SignalHandlers
 from bridge.task_groups import completes_within, task_group
 from bridge.telemetry import logs
@@ -54,11 +54,15 @@ _log = structlog.get_logger(__name__)
 
 
 async def run(
-    settings: Settings, load: Callable[[], Settings], sink_instances: Mapping[str, Sink] | None = None
+    settings: Settings,
+    load: Callable[[], Settings],
+    config_file: ConfigFile,
+    sink_instances: Mapping[str, Sink] | None = None,
 ) -> None:
     """Watch and publish until SIGTERM or SIGINT; at SIGHUP, apply the settings that ``load`` returns.
 
-    ``sink_instances`` are the sinks by id, created from the settings; by default they are created here.
+    With ``reload_on_change``, a change of ``config_file`` has the effect of SIGHUP. ``sink_instances`` are the sinks by
+    id, created from the settings; by default they are created here.
 
     Raises:
         FatalError: An error that a retry cannot fix.
@@ -81,7 +85,9 @@ async def run(
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
     sink_manager = SinkManager(outbox, clock, heartbeat_factory, watch.request_snapshot)
-    status_provider = StatusProvider(settings, watch, outbox, sink_manager, lambda: client.proxy_denied_calls)
+    status_provider = StatusProvider(
+        settings, watch, outbox, sink_manager, lambda: client.proxy_denied_calls, lambda: reloader.error
+    )
 
     async def apply(changed: Settings) -> None:
         replaced = await sink_manager.reload(changed)  # first, because if it fails, nothing may change
@@ -93,6 +99,7 @@ async def run(
         if replaced:
             watch.request_snapshot("on_demand")
 
+    reloader = SettingsReloader(settings, load, apply)
     async with outbox:
         try:
             async with http_endpoint(settings, status_provider, clock) as open_control_socket, task_group() as tasks:
@@ -103,15 +110,17 @@ async def run(
                     service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                     sink_manager.start(tasks, settings, sink_instances)
                     watching = tasks.create_task(watch.run())
-                    reloader = SettingsReloader(settings, load, apply)
-                    reloading = tasks.create_task(
-                        _reload_on_request(reloader, signals.reload_requested, service_manager)
-                    )
+                    reloading = [
+                        tasks.create_task(_reload_on_request(reloader, signals.reload_requested, service_manager))
+                    ]
+                    if settings.reload_on_change:
+                        reloading.append(tasks.create_task(config_file.poll(clock, signals.reload_requested.set)))
                     await signals.wait_for_shutdown()
                     service_manager.stopping()
                     await _cancel(watching, clock)
                     await sink_manager.drain(signals.seconds_left() - CLOSE_SECONDS)
-                    reloading.cancel()  # only now, because a reload in progress may be replacing a pump
+                    for task in reloading:
+                        task.cancel()  # only now, because a reload in progress may be replacing a pump
                 notifying.cancel()
         finally:
             await sink_manager.close()

@@ -106,7 +106,7 @@ async def _listen_unix(path: Path, endpoint: HttpEndpoint) -> None:
 class StatusProvider:
     """Implements ``bridge.telemetry.status.BridgeInspector``.
 
-    ``settings`` may be replaced at any time; ``proxy_denied_calls`` is called each time.
+    ``settings`` may be replaced at any time; ``proxy_denied_calls`` and ``settings_error`` are called each time.
     """
 
     def __init__(
@@ -116,12 +116,14 @@ class StatusProvider:
         outbox: Outbox,
         sink_manager: SinkManager,
         proxy_denied_calls: Callable[[], int | None],
+        settings_error: Callable[[], str | None],
     ) -> None:
         self.settings = settings
         self._watch = watch
         self._outbox = outbox
         self._sink_manager = sink_manager
         self._proxy_denied_calls = proxy_denied_calls
+        self._settings_error = settings_error
 
     def status(self) -> Status:
         """Return the current status."""
@@ -146,6 +148,7 @@ class StatusProvider:
             counters=watch.counters,
             ignored_events=watch.event_counts,
             proxy_denied_calls=self._proxy_denied_calls(),
+            settings_error=self._settings_error(),
         )
 
     def running_containers(self) -> Sequence[Transition]:

@@ -61,6 +61,12 @@ class Settings(SettingsModel):
     heartbeat: HeartbeatSettings = HeartbeatSettings()
     http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
+    reload_on_change: bool = field(
+        False,
+        "Reload the configuration file within 10 s of a change, as SIGHUP does; also from a ConfigMap that is mounted "
+        "as a directory.",
+        reason="If the file is edited in place, an unfinished change could take effect.",
+    )
 
 
 class SettingsError(Exception):

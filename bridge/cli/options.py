@@ -126,7 +126,7 @@ def settings_loader(**given: Unpack[RunOptions]) -> Callable[[], Settings]:
     """Return a function that loads the settings on each call, and raises a ``SettingsError`` if they are invalid."""
     from config.settings import load
 
-    config, containerd, state_dir = given.get("config"), given.get("containerd"), given.get("state_dir")
+    containerd, state_dir = given.get("containerd"), given.get("state_dir")
     options = {
         "containerd": {"address": containerd and _absolute(containerd)},
         "namespaces": {"include": given.get("namespace"), "exclude": given.get("exclude_namespace")},
@@ -135,7 +135,13 @@ def settings_loader(**given: Unpack[RunOptions]) -> Callable[[], Settings]:
         "snapshot": {"interval": given.get("snapshot_interval")},
         "log": {"level": given.get("log_level"), "format": given.get("log_format")},
     }
-    return partial(load, _drop_unset(options), None if config is None else os.path.abspath(config))
+    return partial(load, _drop_unset(options), config_path(**given))
+
+
+def config_path(**given: Unpack[RunOptions]) -> str | None:
+    """Return the absolute path of ``--config``; None if it is not given."""
+    config = given.get("config")
+    return None if config is None else os.path.abspath(config)
 
 
 def split_globs(option: str, values: list[str] | None, *, namespaces: bool = False) -> list[str]:

@@ -49,6 +49,7 @@ class Status(Struct, frozen=True, kw_only=True):
         excluded_namespaces: If no namespace is watched, those that exist.
         ignored_events: Events from containerd that produced no record, counted by reason.
         proxy_denied_calls: Calls that the proxy has denied since its start; None without a proxy.
+        settings_error: Why settings of the last reload are not in effect; None if all are.
     """
 
     host: str
@@ -69,6 +70,7 @@ class Status(Struct, frozen=True, kw_only=True):
     counters: Counters
     ignored_events: Counter[str]
     proxy_denied_calls: int | None = None
+    settings_error: str | None = None
 
 
 class BridgeInspector(Protocol):
@@ -88,7 +90,8 @@ class Readiness(Struct, frozen=True):
     """Whether the bridge is ready, and whether it is degraded.
 
     ``reasons`` are the reasons why it is not ready; ``degraded_reasons`` are the sinks whose last attempt failed,
-    and what makes the records wrong or missing for consumers although everything works.
+    settings that are not in effect, and what makes the records wrong or missing for consumers although everything
+    works.
     """
 
     reasons: list[str]
@@ -125,4 +128,6 @@ def evaluate(status: Status) -> Readiness:
     if status.excluded_namespaces:
         names = ", ".join(status.excluded_namespaces[:_MAX_NAMESPACES])
         degraded_reasons.append(f"no namespace matches namespaces.include and exclude; containerd has: {names}")
+    if status.settings_error is not None:
+        degraded_reasons.append(f"settings of the last reload are not in effect: {status.settings_error}")
     return Readiness(reasons, degraded_reasons)

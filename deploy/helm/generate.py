@@ -24,8 +24,8 @@ from config.json_schema import json_schema
 HERE = Path(__file__).parent
 CHART = HERE / "whalebridge"
 COPIES = {"rules.yaml": "prometheus/rules.yaml", "dashboard.json": "grafana/whalebridge.json"}
-CHART_SETTINGS = ("host", "containerd", "state_dir")
-"""Settings that the chart sets, as it does ``http.listen``; they are not allowed in ``config``."""
+CHART_SETTINGS = ("host", "containerd", "state_dir", "http", "reload_on_change")
+"""Settings that the chart sets; they are not allowed in ``config``."""
 
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]+):")
 _COMMENT = re.compile(r" *# -- (?P<text>.*)")
@@ -89,7 +89,6 @@ def schema(values: list[Value]) -> dict[str, Any]:
     document["$defs"] = settings.pop("$defs")
     del settings["$schema"]
     settings["properties"] = {name: part for name, part in settings["properties"].items() if name not in CHART_SETTINGS}
-    del document["$defs"]["HttpSettings"]["properties"]["listen"]
     sinks = settings["properties"]["sinks"]
     sinks["additionalProperties"] = _by_type(sinks["additionalProperties"]["anyOf"], document["$defs"])
     document["definitions"]["config"] = settings
@@ -122,9 +121,11 @@ def _secret(part: Any) -> bool:
 
 def _describe(document: dict[str, Any], value: Value) -> None:
     *groups, name = value.path
-    for group in groups:
-        document = document["properties"][group]
     properties = document["properties"]
+    for group in groups:
+        part = properties[group]
+        definition = part.get("$ref", "").rpartition("/")[2]
+        properties = (document["definitions"][definition] if definition else part)["properties"]
     if "$ref" in properties[name]:  # this draft ignores other keywords next to $ref
         properties[name] = {"allOf": [properties[name]]}
     properties[name]["description"] = value.description.replace("`", "")

@@ -186,6 +186,33 @@ def test_sighup_reloads_filters_and_sinks(engine: Containerd, tmp_path: Path) ->
 
 
 @one_engine
+def test_config_map_update_reloads_filters(engine: Containerd, tmp_path: Path) -> None:
+    excluded, kept = (unique_id(engine, stem) for stem in ("omitted", "selected"))
+    for id_ in (excluded, kept):
+        engine.run(id_, "sleep", "86400")
+    volume = tmp_path / "volume"
+    (volume / "..1").mkdir(parents=True)
+    (volume / "..data").symlink_to("..1")
+    (volume / "config.yaml").symlink_to("..data/config.yaml")
+
+    def update(name: str, include: str) -> None:
+        """Change the volume as the kubelet does."""
+        (volume / name).mkdir(exist_ok=True)
+        (volume / name / "config.yaml").write_text(f"containers: {{names: {{include: [{include}]}}}}\n")
+        (volume / "..data_tmp").symlink_to(name)
+        (volume / "..data_tmp").rename(volume / "..data")
+
+    update("..1", f"{excluded}, {kept}")
+    environment = {"WHALEBRIDGE_RELOAD_ON_CHANGE": "true"}
+    arguments = ("--config", str(volume / "config.yaml"))
+    with BridgeProcess(engine.address, tmp_path, *arguments, environment=environment) as bridge:
+        bridge.wait_synced()
+        update("..2", kept)
+        assert bridge.wait_logged("settings_reloaded")[-1]["changed"] == ["containers.names.include"]
+        bridge.wait(lambda records: snapshots(records) == [("start", 2), ("filters_changed", 1)], "the second snapshot")
+
+
+@one_engine
 def test_bridge_warns_until_a_namespace_matches(
     engine: Containerd, container_factory: ContainerFactory, tmp_path: Path
 ) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
+import unittest.mock
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from config.settings import Settings, load
 from tests.testbed.install import search_path
 from tests.testbed.process import run
 
@@ -60,7 +63,8 @@ def render(
     release: str = "whalebridge",
 ) -> list[Manifest]:
     """Return all objects, rendered with the given values (by path) and flags."""
-    value_flags = [f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()]
+    given = {"image.registry": "registry.example.net", **(values or {})}
+    value_flags = [f"--set-json={path}={json.dumps(value)}" for path, value in given.items()]
     text = helm("template", release, str(CHART), f"--kube-version={kubernetes}", *value_flags, *flags)
     return [document for document in yaml.load_all(text, KubernetesLoader) if document]
 
@@ -83,8 +87,11 @@ def containers(manifests: list[Manifest]) -> dict[str, Manifest]:
     return {each["name"]: each for each in (*spec.get("initContainers", ()), *spec["containers"])}
 
 
-def settings(manifests: list[Manifest]) -> dict[str, Any]:
-    """Return whalebridge's settings in the ConfigMap."""
+def settings(manifests: list[Manifest]) -> Settings:
+    """Return the settings that the bridge loads: those in the ConfigMap, and over them those in the environment."""
     matches = [each for each in manifests if each["kind"] == "ConfigMap" and "config.yaml" in each.get("data", ())]
-    document: dict[str, Any] = yaml.safe_load(matches[0]["data"]["config.yaml"])
-    return document
+    variables = {each["name"]: each.get("value", "node") for each in containers(manifests)["bridge"]["env"]}
+    with tempfile.TemporaryDirectory() as directory, unittest.mock.patch.dict(os.environ, variables):
+        path = Path(directory) / "config.yaml"
+        path.write_text(matches[0]["data"]["config.yaml"] if matches else "")
+        return load(path=str(path))

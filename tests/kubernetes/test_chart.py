@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from bridge import __version__
+from bridge.settings_reload import RELOADABLE
 from tests.kubernetes.rendering import (
     CHART,
     DISTRIBUTIONS,
@@ -31,6 +32,7 @@ from tests.testbed.process import CommandError
 
 VERSIONS = ("1.25", "1.34")
 NATS: dict[str, Any] = {"type": "nats", "servers": ["a"], "subject_prefix": "s"}
+TEMPLATE_FLAGS = ("--kube-version=1.34", "--set=image.registry=registry.example.net")
 FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator
 
 
@@ -86,7 +88,7 @@ def test_chart_pods_are_unprivileged_and_have_no_token(flags: list[str]) -> None
 def test_chart_mounts_socket_directory_of_distribution(distribution: str, socket: str) -> None:
     for proxy in (True, False):
         manifests = render({"distribution": distribution, "proxy.enabled": proxy})
-        assert settings(manifests)["containerd"]["address"] == socket
+        assert settings(manifests).containerd.address == socket
         volumes = {each["name"]: each for each in pod(manifests)["volumes"]}
         assert volumes["containerd"]["hostPath"]["path"] == str(Path(socket).parent)
         assert mounts(manifests, "bridge")["proxy" if proxy else "containerd"] == str(Path(socket).parent)
@@ -117,16 +119,64 @@ def test_chart_passes_credentials_only_to_bridge() -> None:
 
 
 def test_chart_configures_no_sinks_by_default() -> None:
-    assert "sinks" not in settings(render())
+    assert "sinks" not in settings(render()).model_fields_set
 
 
-def test_chart_replaces_pods_when_config_changes() -> None:
-    def checksum(**config: Any) -> str:
-        template = find_one(render({"config": config}), "DaemonSet")["spec"]["template"]
-        return str(template["metadata"]["annotations"]["checksum/config"])
+CHANGES: dict[str, Any] = {  # a change of each setting that config can have
+    "namespaces": {"include": ["a"]},
+    "containers": {"names": {"include": ["a"]}},
+    "labels": {"include": ["a"]},
+    "sinks": {"main": NATS | {"servers": ["b"]}},
+    "snapshot": {"interval": "1h"},
+    "heartbeat": {"interval": "10s"},
+    "log": {"level": "debug"},
+    "outbox": {"max_records": 1000},
+}
 
-    assert checksum(log={"level": "debug"}) != checksum()
-    assert checksum(log={"level": "debug"}) == checksum(log={"level": "debug"})
+
+def pod_template(**config: Any) -> Manifest:
+    values = {"config": {"sinks": {"main": NATS}} | config}
+    return dict(find_one(render(values), "DaemonSet")["spec"]["template"])
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_chart_replaces_pods_only_if_setting_needs_restart(name: str) -> None:
+    assert (pod_template(**{name: CHANGES[name]}) != pod_template()) == (name not in RELOADABLE)
+
+
+@pytest.mark.parametrize(
+    "change", [{"log": {"format": "json"}}, {"sinks": {"main": NATS, "more": NATS}}, {"sinks": {"other": NATS}}]
+)
+def test_chart_replaces_pods_if_part_of_setting_needs_restart(change: dict[str, Any]) -> None:
+    assert pod_template(**change) != pod_template()
+
+
+def test_chart_settings_are_all_reloadable_or_replace_pods() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(schema["definitions"]["config"]["properties"]) == set(CHANGES)
+    assert set(CHANGES) >= set(RELOADABLE)
+
+
+def test_chart_mounts_configuration_as_directory() -> None:
+    manifests = render({"existingSecrets.files": ["kafka"], "config": {"sinks": {"main": NATS}}})
+    (mount,) = [each for each in containers(manifests)["bridge"]["volumeMounts"] if each["name"] == "config"]
+    assert mount == {"name": "config", "mountPath": "/etc/whalebridge", "readOnly": True}
+    assert settings(manifests).reload_on_change
+
+
+def test_chart_uses_existing_config_map() -> None:
+    values = {"existingConfigMap": "own", "networkPolicy.brokerPorts": [4222], "persistence.type": "emptyDir"}
+    manifests = render(values)
+    assert "ConfigMap" not in {each["kind"] for each in manifests}
+    volumes = {each["name"]: each for each in pod(manifests)["volumes"]}
+    assert volumes["config"]["configMap"] == {"name": "own"}
+    assert volumes["state"]["emptyDir"] == {}  # the limit of the outbox is not known
+    assert "ephemeral-storage" not in str(pod(manifests))
+    loaded = settings(manifests)
+    assert (loaded.containerd.address, loaded.http.listen) == ("/run/containerd/containerd.sock", "*:9469")
+    assert (loaded.state_dir, loaded.host, loaded.http.containers) == ("/var/lib/whalebridge", "node", False)
+    with pytest.raises(CommandError, match=r"config would have no effect.*existingConfigMap"):
+        render(values | {"config": {"log": {"level": "debug"}}})
 
 
 def test_chart_network_policy_allows_dns_and_broker_ports() -> None:
@@ -182,7 +232,7 @@ def test_chart_resource_quota_admits_the_priority_class() -> None:
 
 @pytest.mark.parametrize("proxy", [True, False])
 def test_chart_pods_have_one_selinux_label(proxy: bool) -> None:
-    manifests = render({"containerd.seLinuxOptions": {"type": "spc_t"}, "proxy.enabled": proxy})
+    manifests = render({"podSecurityContext.seLinuxOptions": {"type": "spc_t"}, "proxy.enabled": proxy})
     for spec in (pod(manifests), find_one(manifests, "Pod")["spec"]):
         assert spec["securityContext"]["seLinuxOptions"] == {"type": "spc_t", "level": "s0"}
         parts = (*spec.get("initContainers", ()), *spec["containers"])
@@ -214,19 +264,19 @@ def test_chart_pods_avoid_nodes_without_containerd() -> None:
 
 
 def test_chart_listens_on_both_address_families() -> None:
-    assert settings(render())["http"]["listen"] == "*:9469"
+    assert settings(render()).http.listen == "*:9469"
 
 
 def test_chart_serves_containers_only_on_request() -> None:
-    assert settings(render())["http"]["containers"] is False
-    assert settings(render({"config.http.containers": True}))["http"]["containers"] is True
+    assert settings(render()).http.containers is False
+    assert settings(render({"http.containers": True})).http.containers is True
 
 
 def test_chart_version_alone_does_not_replace_pods(tmp_path: Path) -> None:
     shutil.copytree(CHART, tmp_path / "whalebridge")
     chart = tmp_path / "whalebridge" / "Chart.yaml"
     chart.write_text(chart.read_text().replace(f"\nversion: {__version__}\n", "\nversion: 99.0.0\n"))
-    new = yaml.safe_load_all(helm("template", "whalebridge", str(chart.parent), "--kube-version=1.34"))
+    new = yaml.safe_load_all(helm("template", "whalebridge", str(chart.parent), *TEMPLATE_FLAGS))
     daemon_set = find_one([each for each in new if each], "DaemonSet")
     assert daemon_set["metadata"]["labels"]["helm.sh/chart"] == "whalebridge-99.0.0"
     assert daemon_set["spec"] == find_one(render(), "DaemonSet")["spec"]
@@ -242,6 +292,191 @@ def test_chart_empty_dir_is_larger_than_outbox(max_bytes: int) -> None:
     assert containers(manifests)["bridge"]["resources"]["requests"]["ephemeral-storage"] == state["sizeLimit"]
     own = render(values | {"resources": {"limits": {"ephemeral-storage": "4Gi"}}})
     assert "ephemeral-storage" not in containers(own)["bridge"]["resources"]["requests"]
+
+
+TEMPLATE = "{{ .Release.Name }}-{{ .Values.user }}"
+
+
+def test_chart_objects_have_namespace_and_common_labels() -> None:
+    values = {"namespaceOverride": "harbor", "commonLabels": {"a": TEMPLATE}, "resourceQuota.enabled": True}
+    monitors = {"prometheusRule.enabled": True, "podMonitor.enabled": True, "service.enabled": True}
+    manifests = render(values | monitors | {"dashboard.enabled": True})
+    assert len(manifests) == 10
+    for metadata in (each["metadata"] for each in manifests):
+        assert metadata["namespace"] == "harbor"
+        assert metadata["labels"]["a"] == "whalebridge-65532"
+    template = find_one(manifests, "DaemonSet")["spec"]["template"]
+    assert template["metadata"]["labels"]["a"] == "whalebridge-65532"
+    assert {each["metadata"]["namespace"] for each in render()} == {"default"}
+    assert find_one(manifests, "PodMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["harbor"]}
+
+
+def test_chart_monitoring_objects_can_be_in_other_namespaces() -> None:
+    kinds = ("serviceMonitor", "prometheusRule", "dashboard")
+    manifests = render({kind: {"enabled": True, "namespace": f"{kind.lower()}s"} for kind in kinds})
+    names = {(each["kind"], each["metadata"]["namespace"]) for each in manifests}
+    assert names > {
+        ("ServiceMonitor", "servicemonitors"),
+        ("PrometheusRule", "prometheusrules"),
+        ("ConfigMap", "dashboards"),
+        ("ConfigMap", "default"),
+    }
+    assert find_one(manifests, "ServiceMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["default"]}
+
+
+def test_chart_renders_labels_annotations_and_variables_as_templates() -> None:
+    texts = {"a": TEMPLATE, "b": "{{ 10 | toJson }}", "c": "'{{ .Release.Name }}\": \\'"}
+    expected = {"a": "whalebridge-65532", "b": "10", "c": "'whalebridge\": \\'"}
+    annotated = ("annotations", "podAnnotations", "service.annotations", "serviceAccount.annotations")
+    values = dict.fromkeys((*annotated, "dashboard.annotations", "podLabels", "podMonitor.labels"), texts)
+    enabled = {f"{name}.enabled": True for name in ("service", "dashboard", "podMonitor")}
+    manifests = render({**values, **enabled, "extraEnv": [{"name": "A", "value": "{{ 10 }}"}]})
+    daemon_set = find_one(manifests, "DaemonSet")
+    pod_metadata = daemon_set["spec"]["template"]["metadata"]
+    dashboard = find_one([each for each in manifests if "dashboard" in each["metadata"]["name"]], "ConfigMap")
+    for rendered in (
+        daemon_set["metadata"]["annotations"],
+        pod_metadata["annotations"],
+        pod_metadata["labels"],
+        find_one(manifests, "Service")["metadata"]["annotations"],
+        find_one(manifests, "ServiceAccount")["metadata"]["annotations"],
+        find_one(manifests, "PodMonitor")["metadata"]["labels"],
+        dashboard["metadata"]["annotations"],
+    ):
+        assert expected.items() <= rendered.items()
+    assert {"name": "A", "value": "10"} in containers(manifests)["bridge"]["env"]
+
+
+def test_chart_update_stops_at_pods_that_fail_early() -> None:
+    spec = find_one(render(), "DaemonSet")["spec"]
+    assert (spec["minReadySeconds"], spec["revisionHistoryLimit"]) == (10, 10)
+    spec = find_one(render({"minReadySeconds": 0, "revisionHistoryLimit": 2}), "DaemonSet")["spec"]
+    assert (spec["minReadySeconds"], spec["revisionHistoryLimit"]) == (0, 2)
+
+
+def test_chart_pod_security_context_is_merged_over_defaults() -> None:
+    context = {"fsGroup": 7, "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "Unconfined"}}
+    assert pod(render({"podSecurityContext": context}))["securityContext"] == context
+    default = {"fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod(render())["securityContext"] == default
+
+
+def test_chart_extra_pod_spec_is_merged_last() -> None:
+    own = {"name": "own", "image": TEMPLATE}
+    lifecycle = {"preStop": {"sleep": {"seconds": 2}}}
+    host = {"name": "WHALEBRIDGE_HOST", "value": "{{ .Release.Name }}"}
+    mount = {"name": "fast", "mountPath": "/var/lib/whalebridge"}
+    probe = {
+        "livenessProbe": {"periodSeconds": 99},
+        "volumeMounts": [mount],
+        "env": [host, {"name": "B", "value": "b"}],
+    }
+    extra = {
+        "runtimeClassName": "runc",
+        "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+        "securityContext": {"fsGroupChangePolicy": "Always"},
+        "tolerations": [{"key": "a", "operator": "Exists"}],
+        "containers": [own, {"name": "bridge", "lifecycle": lifecycle, **probe}],
+        "initContainers": [own, {"name": "proxy", "tty": True}],
+        "volumes": [{"name": "state", "emptyDir": {}}, {"name": "fast", "hostPath": {"path": "/mnt"}}],
+    }
+    values = {"extraPodSpec": extra, "extraEnv": [{"name": "A", "value": "a"}, {"name": "B", "value": "a"}]}
+    base, manifests = render(), render(values)
+    spec = pod(manifests)
+    assert spec["runtimeClassName"] == "runc"
+    assert spec["dnsConfig"] == extra["dnsConfig"]
+    assert spec["securityContext"] == {**pod(base)["securityContext"], "fsGroupChangePolicy": "Always"}
+    assert spec["tolerations"] == extra["tolerations"]
+    assert spec["volumes"] == [
+        {"name": "state", "emptyDir": {}} if each["name"] == "state" else each for each in pod(base)["volumes"]
+    ] + [{"name": "fast", "hostPath": {"path": "/mnt"}}]
+    rendered = {**own, "image": "whalebridge-65532"}
+    assert spec["initContainers"] == [
+        containers(base)["state"],
+        {**containers(base)["proxy"], "tty": True},
+        rendered,
+    ]
+    bridge, added = spec["containers"]
+    assert added == rendered
+    before = containers(base)["bridge"]
+    env = [{**host, "value": "whalebridge"}, {"name": "A", "value": "a"}, {"name": "B", "value": "b"}]
+    assert [each for each in bridge["env"] if each not in before["env"]] == env
+    assert sorted(each["name"] for each in bridge["env"]) == sorted([*(e["name"] for e in before["env"]), "A", "B"])
+    assert bridge["livenessProbe"] == {**before["livenessProbe"], "periodSeconds": 99}
+    assert bridge["lifecycle"] == lifecycle
+    assert bridge["volumeMounts"] == [
+        mount if each["mountPath"] == mount["mountPath"] else each for each in before["volumeMounts"]
+    ]
+    same = ("image", "args", "resources", "securityContext", "readinessProbe", "startupProbe", "ports")
+    assert all(bridge[name] == before[name] for name in same)
+
+
+def test_chart_without_extra_values_has_no_empty_fields() -> None:
+    spec = pod(render())
+    assert not [name for name, value in spec.items() if value in ([], {}, None)]
+    assert not [name for name, value in containers(render())["bridge"].items() if value in ([], {}, None)]
+
+
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("values", "image"),
+    [
+        ({}, "registry.example.net/whalebridge:" + __version__),
+        ({"image": {"registry": "r.example.net:5000/a", "tag": "2"}}, "r.example.net:5000/a/whalebridge:2"),
+        ({"image": {"registry": "r", "repository": "b/c", "tag": "2", "digest": DIGEST}}, f"r/b/c@{DIGEST}"),
+        ({"global": {"imageRegistry": "mirror"}}, f"mirror/whalebridge:{__version__}"),
+        ({"image": {"registry": "", "repository": "r/whalebridge"}}, f"r/whalebridge:{__version__}"),
+        ({"image": {"registry": "", "pullPolicy": "Never"}}, f"whalebridge:{__version__}"),
+    ],
+)
+def test_chart_image_has_registry(values: dict[str, Any], image: str) -> None:
+    manifests = render(values)
+    for spec in (pod(manifests), find_one(manifests, "Pod")["spec"]):
+        assert {each["image"] for each in (*spec.get("initContainers", ()), *spec["containers"])} == {image}
+
+
+def test_chart_without_registry_fails_with_instruction() -> None:
+    with pytest.raises(CommandError, match=r"build and push it, and set image\.registry"):
+        render({"image.registry": ""})
+
+
+def test_chart_adds_global_pull_secrets() -> None:
+    secrets = ["parent", {"name": "other"}, "own"]
+    manifests = render({"global": {"imagePullSecrets": secrets}, "imagePullSecrets": ["own", "more"]})
+    for spec in (pod(manifests), find_one(manifests, "Pod")["spec"]):
+        assert [each["name"] for each in spec["imagePullSecrets"]] == ["parent", "other", "own", "more"]
+
+
+@pytest.mark.parametrize("kind", ["podMonitor", "serviceMonitor"])
+def test_chart_monitor_has_options_of_its_endpoint(kind: str) -> None:
+    relabelings = [{"action": "labeldrop", "regex": "pod"}]
+    options = {"interval": "30s", "scrapeTimeout": "10s", "honorLabels": True, "metricRelabelings": relabelings}
+    for given, expected in ((options, options), ({}, {})):
+        spec = find_one(render({kind: {"enabled": True, **given}}), kind[0].upper() + kind[1:])["spec"]
+        (endpoint,) = spec["endpoints" if kind == "serviceMonitor" else "podMetricsEndpoints"]
+        fixed = {name: endpoint.pop(name) for name in ("port", "path", "relabelings")}
+        assert (fixed["port"], fixed["path"]) == ("http", "/metrics")
+        assert [each["targetLabel"] for each in fixed["relabelings"]] == ["job", "instance"]
+        assert endpoint == expected
+
+
+def test_chart_rules_can_be_disabled_and_added() -> None:
+    alerts = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())["groups"][0]["rules"]
+    own = {"record": "whales", "expr": "vector(1)", "labels": {"a": "{{ $value }}"}}
+    values = {"disabledAlerts": [alerts[0]["alert"], alerts[2]["alert"]], "additionalRules": [own]}
+    (group,) = find_one(render({"prometheusRule": {"enabled": True, **values}}), "PrometheusRule")["spec"]["groups"]
+    assert group["rules"] == [alerts[1], *alerts[3:], own]
+    page = "https://example.net/runbook"
+    rules = find_one(render({"prometheusRule": {"enabled": True, "runbookUrl": page}}), "PrometheusRule")["spec"]
+    for rule in rules["groups"][0]["rules"]:
+        assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
+
+
+def test_chart_rejects_unknown_alert() -> None:
+    with pytest.raises(CommandError, match=r"disabledAlerts: there is no alert Whales; the alerts are: WhalebridgeAb"):
+        render({"prometheusRule": {"enabled": True, "disabledAlerts": ["Whales"]}})
 
 
 LARGE = 1_000_660_000
@@ -262,10 +497,10 @@ def test_chart_renders_large_numbers_from_a_file(tmp_path: Path) -> None:
     assert parts["state"]["args"][-1] == parts["proxy"]["args"][-1] == str(LARGE)
     assert parts["proxy"]["securityContext"]["runAsGroup"] == LARGE + 1
     assert parts["bridge"]["securityContext"]["runAsUser"] == pod(manifests)["securityContext"]["fsGroup"] == LARGE
-    assert settings(manifests)["outbox"]["max_records"] == 10_000_000
+    assert settings(manifests).outbox.max_records == 10_000_000
     assert pod(manifests)["terminationGracePeriodSeconds"] == 1_000_000
     assert find_one(manifests, "Pod")["spec"]["containers"][0]["securityContext"]["runAsUser"] == LARGE
-    text = helm("template", "whalebridge", str(CHART), "--kube-version=1.34", f"--values={file}")
+    text = helm("template", "whalebridge", str(CHART), *TEMPLATE_FLAGS, f"--values={file}")
     assert not re.search(r"\de\+\d", text)
 
 
@@ -314,10 +549,11 @@ def test_chart_rejects_two_monitors_of_the_same_pods() -> None:
 @pytest.mark.parametrize(
     "values",
     [
+        {"existingConfigMap": "own"},
         {"existingSecrets.env": ["broker"]},
         {"extraEnv": [{"name": "WHALEBRIDGE_SINKS__MAIN", "value": "nats://a:4222/s"}]},
     ],
-    ids=["secret", "extra-env"],
+    ids=["config-map", "secret", "extra-env"],
 )
 def test_chart_rejects_network_policy_without_ports_of_sinks(values: dict[str, Any]) -> None:
     with pytest.raises(CommandError, match=r"set networkPolicy\.brokerPorts"):
@@ -383,7 +619,9 @@ def test_chart_names_value_that_older_chart_lacks(name: str) -> None:
         ("config", {"sinks": {"main": NATS | {"auth": {"token": "t"}}}}, "token"),
         ("config", {"sinks": {"Main": NATS}}, "Main"),
         ("config", {"sinks": [NATS]}, "sinks"),
-        ("config", {"http": {"listen": ":1"}}, "listen"),
+        ("config", {"http": {"listen": ":1"}}, "http"),
+        ("config", {"reload_on_change": False}, "reload_on_change"),
+        ("existingConfigMap", 5, "existingConfigMap"),
         ("config", {"containerd": {"address": "/x"}}, "containerd"),
         ("config", {"state_dir": "/x"}, "state_dir"),
         ("config", {"host": "x"}, "host"),
@@ -400,6 +638,7 @@ def test_chart_schema_forbids_unknown_keys_at_every_level() -> None:
     free = {
         "global",
         "affinity",
+        "extraPodSpec",
         "podSelector",
         "namespaceSelector",
         "valueFrom",

@@ -306,6 +306,31 @@ def older_chart(directory: Path) -> Path:
     return chart
 
 
+def test_changed_filter_takes_effect_without_restart(node: Node, stream_reader: StreamReader) -> None:
+    install(node, "upgrade", stream_reader.url)
+    name = f"filter-{secrets.token_hex(3)}"
+    labels = {"labels": {"exclude": [f"io.kubernetes.pod.name={name}-excluded"]}}
+    before = bridge_pod(node)
+    install(node, "upgrade", stream_reader.url, f"--set-json=config.containers={json.dumps(labels)}")
+
+    def log() -> str:
+        command = ["logs", before["metadata"]["name"], "--container=bridge", f"--namespace={NAMESPACE}"]
+        return node.kubectl(*command).stdout
+
+    eventually(lambda: '"settings_reloaded"' in log(), "the reload", within=180)
+    node.apply(pod(f"{name}-excluded", container("main", "exit 0")), pod(f"{name}-kept", container("main", "exit 0")))
+    for suffix in ("excluded", "kept"):
+        wait_finished(node, f"{name}-{suffix}", phase="Succeeded")
+    stream_reader.wait(lambda all_: transitions(all_)[f"{name}-kept", "main", "exited"], "the exit of a pod")
+    assert not stream_reader.of_pod(f"{name}-excluded")
+    after = bridge_pod(node)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert [each["restartCount"] for each in after["status"]["containerStatuses"]] == [0]
+    install(node, "upgrade", stream_reader.url, "--set-json=config.outbox.max_records=5000000")
+    assert bridge_pod(node)["metadata"]["uid"] != before["metadata"]["uid"], "the outbox needs a restart"
+    check_gapless(stream_reader.all())
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError
-from bridge.settings_reload import SettingsReloader
+from bridge.settings_reload import POLL_SECONDS, ConfigFile, SettingsReloader
 from config.settings import Settings, load
+from tests.virtual_time import VirtualClock
 
 KAFKA = {"type": "kafka", "bootstrap_servers": "h:9092", "topic": "t"}
 AUTH = {"username": "bridge", "password": "hunter2"}
@@ -88,6 +94,23 @@ async def test_settings_needing_restart_are_logged_and_unchanged() -> None:
     assert {id_: sink.heartbeats for id_, sink in settings.sinks.items()} == {"main": False, "stdout": False}
 
 
+async def test_reloader_names_settings_that_are_not_in_effect() -> None:
+    bridge = ReloadHarness()
+    assert bridge.reloader.error is None
+    await bridge.reload(log={"format": "json"}, outbox={"max_records": 1000})
+    assert bridge.reloader.error == "changes of outbox.max_records, log.format need a restart"
+    await bridge.reload(host="", log={"level": "loud"})
+    assert bridge.reloader.error is not None
+    assert "host: " in bridge.reloader.error
+    assert "; --log-level: log.level: " in bridge.reloader.error
+    bridge.apply_fails = True
+    await bridge.reload()
+    assert bridge.reloader.error == "the sink's library is not installed"
+    bridge.apply_fails = False
+    await bridge.reload(log={"level": "debug"})
+    assert bridge.reloader.error is None
+
+
 async def test_sink_of_another_type_under_same_id_is_replaced() -> None:
     bridge = ReloadHarness(sinks={"events": KAFKA})
     logs = await bridge.reload(sinks={"events": {"type": "nats", "servers": "h:4222", "subject_prefix": "s"}})
@@ -118,3 +141,101 @@ async def test_failed_settings_reload_can_be_repeated() -> None:
     ]
     bridge.apply_fails = False
     assert await bridge.reload(log={"level": "debug"}) == [log_line("info", "settings_reloaded", changed=["log.level"])]
+
+
+# --- changes of the configuration file ---
+
+
+@contextlib.asynccontextmanager
+async def reload_requests(file: ConfigFile, clock: VirtualClock) -> AsyncIterator[list[float]]:
+    """Poll a file; yield the times of the requests to reload, which grow."""
+    requests: list[float] = []
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(file.poll(clock, lambda: requests.append(loop.time())))
+    yield requests
+    task.cancel()
+
+
+async def intervals(number: int) -> None:
+    await asyncio.sleep((number + 0.5) * POLL_SECONDS)
+
+
+async def test_changed_file_requests_one_reload(tmp_path: Path, clock: VirtualClock) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("log: {level: info}\n")
+    async with reload_requests(ConfigFile(str(path)), clock) as requests:
+        await intervals(3)
+        assert requests == []
+        for count, text in enumerate(("log: {level: debug}\n", "log: {level: info}\n"), start=1):
+            replacement = tmp_path / "new"
+            replacement.write_text(text)
+            replacement.rename(path)
+            await intervals(2)
+            assert len(requests) == count
+        await intervals(3)
+        assert len(requests) == 2
+
+
+async def test_config_map_update_requests_one_reload(tmp_path: Path, clock: VirtualClock) -> None:
+    """The kubelet writes the new files into a new directory, and replaces the link ..data to it."""
+
+    def update(version: str, text: str) -> None:
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "config.yaml").write_text(text)
+        (tmp_path / "..data_tmp").symlink_to(version)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    update("..1", "log: {level: info}")
+    (tmp_path / "config.yaml").symlink_to("..data/config.yaml")
+    async with reload_requests(ConfigFile(str(tmp_path / "config.yaml")), clock) as requests:
+        await intervals(3)
+        assert requests == []
+        update("..2", "log: {level: warn}")
+        await intervals(5)
+        assert len(requests) == 1
+
+
+async def test_change_before_first_poll_requests_reload(tmp_path: Path, clock: VirtualClock) -> None:
+    path = tmp_path / "config.yaml"
+    file = ConfigFile(str(path))  # a default file may be missing at the start
+    path.write_text("log: {level: info}")
+    async with reload_requests(file, clock) as requests:
+        await intervals(3)
+        assert len(requests) == 1
+
+
+async def test_file_requests_reload_only_when_it_rests(tmp_path: Path, clock: VirtualClock) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("log:")
+    async with reload_requests(ConfigFile(str(path)), clock) as requests:
+        for number in range(1, 8):  # a file that is edited in place
+            path.write_text("log:" + " " * number)
+            await asyncio.sleep(POLL_SECONDS)
+        assert requests == []
+        await intervals(2)
+        assert len(requests) == 1
+
+
+async def test_file_that_is_gone_requests_no_reload(tmp_path: Path, clock: VirtualClock) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("log: {level: info}")
+    async with reload_requests(ConfigFile(str(path)), clock) as requests:
+        path.rename(tmp_path / "moved")
+        await intervals(4)
+        (tmp_path / "moved").rename(path)
+        await intervals(4)
+        assert requests == []
+        path.unlink()
+        await intervals(4)
+        path.write_text("log: {level: debug}")
+        await intervals(2)
+        assert len(requests) == 1
+
+
+async def test_pipe_as_configuration_file_is_never_read(clock: VirtualClock, pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.write(writer, b"log: {level: info}")
+    async with reload_requests(ConfigFile(f"/dev/fd/{reader}"), clock) as requests:
+        await intervals(4)
+        assert requests == []
+    assert os.read(reader, 100) == b"log: {level: info}"

@@ -32,7 +32,11 @@ def run(**given: Unpack[options.RunOptions]) -> None:
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
+    from bridge.settings_reload import ConfigFile
+    from config.sources import yaml
+
     load = options.settings_loader(**given)
+    config_file = ConfigFile(options.config_path(**given) or yaml.DEFAULT)
     settings = options.load_or_exit(load)
     import asyncio
 
@@ -43,7 +47,7 @@ def run(**given: Unpack[options.RunOptions]) -> None:
     malloc_tuning.retain_freed_memory()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
-        asyncio.run(app.run(settings, load, _terminal_sink(settings)))
+        asyncio.run(app.run(settings, load, config_file, _terminal_sink(settings)))
     except BridgeError as error:
         raise CommandError.from_error(error) from error
     finally:

@@ -70,6 +70,8 @@ def _bridge_metrics(status: Status) -> Iterator[Metric]:
     engine = [((status.engine.id, status.engine.version), 1)] if status.engine is not None else []
     yield _gauge("engine_info", "The connected containerd; always 1.", engine, "id", "version")
     yield _gauge("ready", "1 if /readyz returns 200.", [((), evaluate(status).ready)])
+    applied = [((), status.settings_error is None)]
+    yield _gauge("settings_applied", "1 if all settings of the last reload are in effect.", applied)
     containers = [(["running"], status.running), (["paused"], status.paused)]
     yield _gauge("containers", "Running and paused containers that match the filters.", containers, "state")
 

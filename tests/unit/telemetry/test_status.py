@@ -48,6 +48,14 @@ def test_bridge_is_degraded_but_ready_when_sink_fails(golden: Golden) -> None:
     golden.entry("readiness", "sinks", f"{starting}\n{failing}")
 
 
+def test_bridge_is_degraded_but_ready_with_settings_not_in_effect(golden: Golden) -> None:
+    readiness = evaluate(bridge_status(settings_error="changes of outbox.max_records need a restart"))
+    (reason,) = readiness.degraded_reasons
+    assert readiness.ready
+    assert "changes of outbox.max_records need a restart" in reason
+    golden.entry("readiness", "settings not in effect", reason)
+
+
 def test_gap_is_counted_only_when_events_may_be_missing() -> None:
     counters = bridge_status().counters
     counters.count_snapshot(snapshot_summary(reason="on_demand", since=0))

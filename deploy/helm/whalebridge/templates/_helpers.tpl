@@ -17,23 +17,112 @@
 {{- end }}
 {{- end }}
 
+{{- define "whalebridge.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride }}
+{{- end }}
+
+{{- /* A value as JSON, with each string in it rendered as a template. Takes "value" and "context". */}}
+{{- define "whalebridge.rendered" -}}
+{{- $context := .context }}
+{{- $parts := list }}
+{{- if kindIs "string" .value }}
+{{- tpl .value $context | toJson }}
+{{- else if kindIs "map" .value }}
+{{- range $name, $value := .value }}
+{{- $rendered := include "whalebridge.rendered" (dict "value" $value "context" $context) }}
+{{- $parts = append $parts (printf "%s: %s" (toJson $name) $rendered) }}
+{{- end }}
+{{- $parts | join ", " | printf "{%s}" }}
+{{- else if kindIs "slice" .value }}
+{{- range .value }}
+{{- $parts = append $parts (include "whalebridge.rendered" (dict "value" . "context" $context)) }}
+{{- end }}
+{{- $parts | join ", " | printf "[%s]" }}
+{{- else }}
+{{- toJson .value }}
+{{- end }}
+{{- end }}
+
+{{- /* Two values as JSON, the second over the first: maps are merged; in lists, items of the same name (mountPath for
+       volumeMounts) are replaced, those of containers and initContainers merged, and the others appended; lists without
+       names, and all other values, are replaced. Takes "base", "over", and the "name" of the value. */}}
+{{- define "whalebridge.merged" -}}
+{{- $key := ternary "mountPath" "name" (eq .name "volumeMounts") }}
+{{- $named := and (kindIs "slice" .base) (kindIs "slice" .over) }}
+{{- if $named }}
+{{- range concat .base .over }}
+{{- $named = and $named (kindIs "map" .) (hasKey (ternary . dict (kindIs "map" .)) $key) }}
+{{- end }}
+{{- end }}
+{{- $parts := list }}
+{{- if and (kindIs "map" .base) (kindIs "map" .over) }}
+{{- range $name := concat (keys .base) (keys .over) | uniq | sortAlpha }}
+{{- $value := get (hasKey $.over $name | ternary $.over $.base) $name | toJson }}
+{{- if and (hasKey $.base $name) (hasKey $.over $name) }}
+{{- $value = include "whalebridge.merged" (dict "base" (get $.base $name) "over" (get $.over $name) "name" $name) }}
+{{- end }}
+{{- $parts = append $parts (printf "%s: %s" (toJson $name) $value) }}
+{{- end }}
+{{- $parts | join ", " | printf "{%s}" }}
+{{- else if $named }}
+{{- $over := dict }}
+{{- range .over }}
+{{- $_ := set $over (get . $key) . }}
+{{- end }}
+{{- range .base }}
+{{- $item := . | toJson }}
+{{- if hasKey $over (get . $key) }}
+{{- $item = get $over (get . $key) | toJson }}
+{{- if has $.name (list "containers" "initContainers") }}
+{{- $item = include "whalebridge.merged" (dict "base" . "over" (get $over (get . $key)) "name" "") }}
+{{- end }}
+{{- $over = omit $over (get . $key) }}
+{{- end }}
+{{- $parts = append $parts $item }}
+{{- end }}
+{{- range .over }}
+{{- if hasKey $over (get . $key) }}
+{{- $parts = append $parts (toJson .) }}
+{{- end }}
+{{- end }}
+{{- $parts | join ", " | printf "[%s]" }}
+{{- else }}
+{{- toJson .over }}
+{{- end }}
+{{- end }}
+
 {{- /* The only labels of the pods: a new version of the chart alone must not replace them. */}}
 {{- define "whalebridge.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "whalebridge.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{- /* Labels of every object; objects that the selector matches have the selector labels as well. */}}
-{{- define "whalebridge.commonLabels" -}}
+{{- define "whalebridge.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
 app.kubernetes.io/part-of: whalebridge
+{{ include "whalebridge.selectorLabels" . }}
 {{- end }}
 
-{{- define "whalebridge.labels" -}}
-{{ include "whalebridge.commonLabels" . }}
-{{ include "whalebridge.selectorLabels" . }}
+{{- /* Name, namespace, labels and annotations of an object. Takes "context", and those of the object that differ: "name",
+       "namespace", "labels", which may not replace the chart's, "annotations", and "component" for an object that the
+       selector must not match. */}}
+{{- define "whalebridge.metadata" -}}
+{{- $labels := include "whalebridge.labels" .context | fromYaml }}
+{{- with .component }}
+{{- $_ := set $labels "app.kubernetes.io/name" (printf "%s-%s" (include "whalebridge.name" $.context) .) }}
+{{- end }}
+{{- $given := merge (dict) (default dict .labels) (default dict .context.Values.commonLabels) }}
+{{- $given = include "whalebridge.rendered" (dict "value" $given "context" .context) | fromJson -}}
+name: {{ default (include "whalebridge.fullname" .context) .name | quote }}
+namespace: {{ default (include "whalebridge.namespace" .context) .namespace | quote }}
+labels:
+  {{- merge $labels $given | toYaml | nindent 2 }}
+{{- with .annotations }}
+annotations:
+  {{- include "whalebridge.rendered" (dict "value" . "context" $.context) | fromJson | toYaml | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "whalebridge.serviceAccount" -}}
@@ -45,10 +134,27 @@ app.kubernetes.io/part-of: whalebridge
 {{- end }}
 
 {{- define "whalebridge.image" -}}
+{{- $registry := default .Values.image.registry (default dict .Values.global).imageRegistry }}
+{{- if not (or $registry (ne .Values.image.repository "whalebridge") (eq .Values.image.pullPolicy "Never")) }}
+{{- fail "No public registry has the image: build and push it, and set image.registry to your registry; or, if the nodes have the image, set image.pullPolicy to Never." }}
+{{- end }}
+{{- $name := empty $registry | ternary .Values.image.repository (printf "%s/%s" $registry .Values.image.repository) }}
 {{- if .Values.image.digest }}
-{{- printf "%s@%s" .Values.image.repository .Values.image.digest }}
+{{- printf "%s@%s" $name .Values.image.digest }}
 {{- else }}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) }}
+{{- printf "%s:%s" $name (default .Chart.AppVersion .Values.image.tag) }}
+{{- end }}
+{{- end }}
+
+{{- /* The imagePullSecrets of a pod; global ones are names or, as in other charts, maps. */}}
+{{- define "whalebridge.imagePullSecrets" -}}
+{{- $secrets := list }}
+{{- range concat (default list (default dict .Values.global).imagePullSecrets) (default list .Values.imagePullSecrets) }}
+{{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) }}
+{{- end }}
+{{- with $secrets | uniq }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -89,14 +195,14 @@ bottlerocket: /run/containerd/containerd.sock
 {{- mergeOverwrite (deepCopy $affinity) (dict "nodeAffinity" $required) | toYaml }}
 {{- end }}
 
-{{- /* SELinux: all containers of a pod need the same level, because they share volumes and a socket. */}}
+{{- /* Security context of a pod, below podSecurityContext. SELinux: all containers need the same level, because they share
+       volumes and a socket. */}}
 {{- define "whalebridge.podSecurityContext" -}}
-seccompProfile:
-  type: RuntimeDefault
-{{- with .Values.containerd.seLinuxOptions }}
-seLinuxOptions:
-  {{- merge (deepCopy .) (dict "level" "s0") | toYaml | nindent 2 }}
+{{- $defaults := dict "fsGroup" (int64 .Values.user) "seccompProfile" (dict "type" "RuntimeDefault") }}
+{{- if dig "seLinuxOptions" "" (default dict .Values.podSecurityContext) }}
+{{- $_ := set $defaults "seLinuxOptions" (dict "level" "s0") }}
 {{- end }}
+{{- mergeOverwrite $defaults (deepCopy (default dict .Values.podSecurityContext)) | toYaml }}
 {{- end }}
 
 {{- /* Security context of every container: no writable root filesystem, no capabilities. */}}
@@ -142,7 +248,7 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- /* Resources of the bridge, including the emptyDir. */}}
 {{- define "whalebridge.resources" -}}
 {{- $resources := deepCopy (default dict .Values.resources) }}
-{{- if and (eq .Values.persistence.type "emptyDir") (not (dig "limits" "ephemeral-storage" "" $resources)) }}
+{{- if and (eq .Values.persistence.type "emptyDir") (not .Values.existingConfigMap) (not (dig "limits" "ephemeral-storage" "" $resources)) }}
 {{- $resources = mergeOverwrite (dict "requests" (dict "ephemeral-storage" (include "whalebridge.stateSize" .))) $resources }}
 {{- end }}
 {{- toYaml $resources }}
@@ -175,20 +281,75 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- keys $ports | sortAlpha | join "\n" }}
 {{- end }}
 
-{{- /* Whether sinks are set in the environment, where this chart cannot read their ports. */}}
+{{- /* Whether sinks may be set where this chart cannot read their ports. */}}
 {{- define "whalebridge.hasHiddenSinks" -}}
-{{- $hidden := not (empty .Values.existingSecrets.env) }}
+{{- $hidden := or .Values.existingSecrets.env .Values.existingConfigMap | empty | not }}
 {{- range .Values.extraEnv }}
 {{- $hidden = or $hidden (hasPrefix "WHALEBRIDGE_SINKS" .name) }}
 {{- end }}
 {{- ternary "true" "" $hidden }}
 {{- end }}
 
-{{- define "whalebridge.config" -}}
-{{- $http := dict "listen" (printf "%s:%d" .Values.http.address (int64 .Values.http.port)) }}
-{{- $chartSettings := dict "containerd" (dict "address" (include "whalebridge.socket" .)) "state_dir" "/var/lib/whalebridge" "http" $http }}
-{{- $defaults := dict "http" (dict "containers" false) }}
-{{- mergeOverwrite $defaults (deepCopy .Values.config) $chartSettings | toYaml }}
+{{- /* The metrics endpoint of a PodMonitor or ServiceMonitor, from its values. */}}
+{{- define "whalebridge.metricsEndpoint" -}}
+port: http
+path: /metrics
+{{- with .interval }}
+interval: {{ . | quote }}
+{{- end }}
+{{- with .scrapeTimeout }}
+scrapeTimeout: {{ . | quote }}
+{{- end }}
+{{- if .honorLabels }}
+honorLabels: true
+{{- end }}
+relabelings: # the labels that the alerts and the dashboard expect
+  - targetLabel: job
+    replacement: whalebridge
+  - sourceLabels: [__meta_kubernetes_pod_node_name]
+    targetLabel: instance
+{{- with .metricRelabelings }}
+metricRelabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* Name of the ConfigMap with config.yaml. */}}
+{{- define "whalebridge.configMap" -}}
+{{- if and .Values.existingConfigMap .Values.config }}
+{{- fail "config would have no effect, because existingConfigMap has all settings: set one of the two." }}
+{{- end }}
+{{- default (include "whalebridge.fullname" .) .Values.existingConfigMap }}
+{{- end }}
+
+{{- /* The settings that the chart sets, as variables, which have priority over the file. */}}
+{{- define "whalebridge.settings" -}}
+- name: WHALEBRIDGE_HOST
+  valueFrom:
+    fieldRef:
+      fieldPath: spec.nodeName
+- name: WHALEBRIDGE_CONTAINERD__ADDRESS
+  value: {{ include "whalebridge.socket" . | quote }}
+- name: WHALEBRIDGE_STATE_DIR
+  value: /var/lib/whalebridge
+- name: WHALEBRIDGE_HTTP__LISTEN
+  value: {{ printf "%s:%d" .Values.http.address (int64 .Values.http.port) | quote }}
+- name: WHALEBRIDGE_HTTP__CONTAINERS
+  value: {{ .Values.http.containers | default false | quote }}
+- name: WHALEBRIDGE_RELOAD_ON_CHANGE
+  value: "true"
+{{- end }}
+
+{{- /* A digest of the settings that a reload cannot change; if it changes, the pods are replaced. */}}
+{{- define "whalebridge.restartChecksum" -}}
+{{- $fixed := omit .Values.config "namespaces" "containers" "labels" "sinks" "snapshot" "heartbeat" "log" }}
+{{- with dig "log" "format" "" .Values.config }}
+{{- $_ := set $fixed "log.format" . }}
+{{- end }}
+{{- with .Values.config.sinks }}
+{{- $_ := set $fixed "sinks" (keys . | sortAlpha) }}
+{{- end }}
+{{- toJson $fixed | sha256sum }}
 {{- end }}
 
 {{- /* Annotations of the pods, which podAnnotations may replace. */}}
