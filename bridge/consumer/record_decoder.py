@@ -87,6 +87,12 @@ class Lost(Struct, frozen=True):
     reason: str = ""
 
 
+class Start(Struct, frozen=True):
+    """When a run started; None if that is unknown."""
+
+    at: str | None = None
+
+
 class Heartbeat(Struct, frozen=True):
     """When to expect the next heartbeat of a source, in seconds."""
 
@@ -134,6 +140,7 @@ class DecodedRecord(Struct, frozen=True):
     exit: Exit | None = None
     snapshot: Snapshot | None = None
     lost: Lost | None = None
+    start: Start | None = None
     heartbeat: Heartbeat | None = None
     retired: Retired | None = None
 

@@ -23,6 +23,7 @@ BEFORE = b'{"version":1,"type":"sta'
         (records.Snapshot, record_decoder.Snapshot),
         (records.Lost, record_decoder.Lost),
         (records.Exit, record_decoder.Exit),
+        (records.Start, record_decoder.Start),
         (records.Pod, record_decoder.Pod),
         (records.EngineInfo, record_decoder.Engine),
     ],
