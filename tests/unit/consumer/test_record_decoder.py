@@ -45,7 +45,7 @@ def test_consumer_schema_has_every_published_field(published: type[Struct], read
 def test_consumer_schema_round_trips_published_records(published: records.Record) -> None:
     document, data = decode(published.data)
     assert data == published.data
-    expected = {"heartbeat": None, "retired": None} | msgspec.json.decode(published.data)
+    expected = {"start": None, "heartbeat": None, "retired": None} | msgspec.json.decode(published.data)
     assert msgspec.json.decode(msgspec.json.encode(document)) == expected
     assert document.source == (published.host, ENGINE.id)
     assert document.position == (published.epoch, published.sequence)
