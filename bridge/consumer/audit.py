@@ -253,8 +253,8 @@ class _SourceAudit:
             if self._previous(epoch) is None:
                 yield f"the end of epoch {before}: epoch {epoch} does not name the record before it"
         position, timestamp = self._last_heartbeat
-        proven = f"; a heartbeat of {timestamp} says that it was the last one then" if position == last else ""
-        yield f"whether there are records after {last[0]}-{last[1]}{proven}"
+        named = f"; a heartbeat of {timestamp} says that it was the last one then" if position == last else ""
+        yield f"whether there are records after {last[0]}-{last[1]}{named}"
 
     def _check_order(self, record: DecodedRecord, input_number: int) -> None:
         """Check that the first copies of an input arrive in order, within an epoch and from one to the next."""
