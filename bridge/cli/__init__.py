@@ -19,6 +19,7 @@ import typer
 from bridge import signal_mask
 from bridge.cli import output
 from bridge.cli.commands import (
+    audit,
     check,
     doctor,
     inspect,
@@ -49,6 +50,7 @@ app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
 app.command("watch")(watch.watch)
 app.command("tail")(tail.tail)
+app.command("audit")(audit.audit)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")

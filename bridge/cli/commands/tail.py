@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, nullcontext, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
@@ -15,6 +15,7 @@ import typer
 
 from bridge.cli import options, output
 from bridge.cli.errors import WRONG_USAGE, CommandError
+from bridge.cli.record_inputs import create_reader
 
 if TYPE_CHECKING:
     from bridge.consumer.record_decoder import DecodedRecord, Source
@@ -25,8 +26,6 @@ Globs: TypeAlias = list[str] | None
 _BEGINNING = "beginning"
 _SECOND_LENGTH = len("2026-11-23T15:21:08")
 _NEW_RECORDS_NOTICE = "showing new records only; use --since 15m for earlier ones"
-_CLOCK_TOLERANCE = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
-_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
 
 
 def tail(
@@ -87,7 +86,7 @@ def tail(
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _parse_since(since)
     start_position: StartPosition = "beginning" if beginning else moment or "end"
-    reader = _create_reader(sink, start_position, config, follow=follow)
+    reader = create_reader(sink, start_position, config, follow=follow)
     notice = _NEW_RECORDS_NOTICE if start_position == "end" and reader.follow and output.is_terminal() else ""
     record_filter = RecordFilter(
         options.split_globs("--namespace", namespace, namespaces=True),
@@ -119,31 +118,6 @@ def _parse_since(since: str) -> datetime:
             f"--since: invalid value {since!r}; use 90s, 15m, 6h, 2d, a time like 2026-11-23T15:21:08Z, or beginning",
             exit_status=WRONG_USAGE,
         ) from None
-
-
-def _create_reader(target: str, start_position: StartPosition, config: str | None, *, follow: bool) -> Reader:
-    from bridge.clock import SystemClock
-    from bridge.consumer import reader_factory
-    from bridge.consumer.files import StdinReader
-    from bridge.core.errors import FatalError
-
-    if target == "-":
-        return StdinReader()
-    try:
-        settings = reader_factory.resolve(target, lambda: options.load_settings(config=config).sinks)
-    except ValueError as error:
-        raise CommandError(str(error), exit_status=WRONG_USAGE) from None
-    if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):
-        raise CommandError(
-            "core NATS stores no records; remove --since and --no-follow",
-            exit_status=WRONG_USAGE,
-        )
-    if isinstance(start_position, datetime):
-        start_position = max(start_position, _EARLIEST + _CLOCK_TOLERANCE) - _CLOCK_TOLERANCE
-    try:
-        return reader_factory.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
-    except FatalError as error:
-        raise CommandError.from_error(error) from error
 
 
 async def _tail(

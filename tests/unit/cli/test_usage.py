@@ -104,6 +104,20 @@ USAGE = {
             "core",
         ),
     ],
+    "audit": [
+        call("whalebridge audit", 2, "'INPUT...'", "whalebridge audit --help"),
+        call("whalebridge audit file:/nonexistent/events", 1, "/nonexistent/events"),
+        call("whalebridge audit - kafka://u:hunter2@h/t", 2, "URL"),
+        call(
+            "WHALEBRIDGE_SINKS__MAIN__TYPE=nats WHALEBRIDGE_SINKS__MAIN__SERVERS=127.0.0.1:1 "
+            "WHALEBRIDGE_SINKS__MAIN__SUBJECT_PREFIX=events WHALEBRIDGE_SINKS__MAIN__MODE=core "
+            "whalebridge audit main",
+            2,
+            "core",
+        ),
+        shell("whalebridge audit - </dev/null", 1, "nothing can be said"),
+        shell("echo hello | whalebridge audit -", 1, "invalid: message 1 of standard input"),
+    ],
     "check": [
         call(f"whalebridge check --containerd {NO_SOCKET}", 3, NO_SOCKET, "state_dir: ", "stdout: "),
         call(

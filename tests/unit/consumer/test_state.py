@@ -32,13 +32,21 @@ AT = datetime.fromisoformat(TIME)
 
 def snapshot(first: int, *ids: str, epoch: int = EPOCH, previous: tuple[int, int] | None = None) -> list[Record]:
     """Return the records of a snapshot, whose first one has the sequence `first`."""
-    started = control_record(first, "snapshot_started", first, epoch=epoch)
-    if previous:
-        document = msgspec.json.decode(started.data)
-        document["snapshot"]["previous"] = dict(zip(("epoch", "sequence"), previous, strict=True))
-        started = msgspec.structs.replace(started, data=msgspec.json.encode(document))
+    last = first + 1 + len(ids)
     presents = [record(first + 1 + number, "present", id_=id_, epoch=epoch) for number, id_ in enumerate(ids)]
-    return [started, *presents, control_record(first + 1 + len(ids), "snapshot_completed", first, epoch=epoch)]
+    started = _with_snapshot(
+        control_record(first, "snapshot_started", first, epoch=epoch),
+        containers=len(ids),
+        previous=previous and {"epoch": previous[0], "sequence": previous[1]},
+    )
+    completed = control_record(last, "snapshot_completed", first, epoch=epoch)
+    return [started, *presents, _with_snapshot(completed, containers=len(ids))]
+
+
+def _with_snapshot(control: Record, **values: Any) -> Record:
+    document = msgspec.json.decode(control.data)
+    document["snapshot"] |= values
+    return msgspec.structs.replace(control, data=msgspec.json.encode(document))
 
 
 def apply(state: State, *applied: Record) -> list[Change]:
@@ -253,7 +261,7 @@ def topic(tmp_path: Path) -> Path:
 
 @pytest.mark.real_time
 async def test_consumer_killed_at_any_point_resumes_exactly(topic: Path, tmp_path: Path) -> None:
-    """Whatever was not saved is repeated; the saved state and its results never differ from those of one run."""
+    """What was not saved is repeated: the saved state and its results are those of one run."""
     chance, saved, results = Random(1), tmp_path / "state", list[tuple[int, int]]()  # noqa: S311
     kept = 0
     for _ in range(1000):

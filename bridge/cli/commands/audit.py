@@ -1,0 +1,161 @@
+"""``whalebridge audit``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bridge.cli import options, output
+from bridge.cli.errors import CommandError
+from bridge.cli.record_inputs import create_reader
+
+if TYPE_CHECKING:
+    from bridge.consumer.audit import Audit, Finding, Report
+    from bridge.consumer.record_reader import Reader
+
+_MAX_LINES = 20  # findings of a kind that are printed
+_PROGRESS_NANOSECONDS = 500_000_000
+
+
+def audit(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Ids of configured sinks, or URLs: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, "
+            "file:PATH; with TLS kafkas:// and tls://; - for standard input.",
+        ),
+    ],
+    config: options.Config = None,
+    unordered: Annotated[
+        bool,
+        typer.Option(
+            "--unordered", help="Accept records in any order, as streams without atomic batches may store them."
+        ),
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Prove that published records are complete and consistent, or name each defect.
+
+    Reads all inputs to their present end. Records of several inputs (rotated files, copies of a topic) complete one
+    another. Checked are: sequences without holes, unless a lost record announces them; repeated records, which must be
+    the same bytes; the order of each source; the runs of each container, which start once, are paused and resumed in
+    turn, and exit once; and snapshots, which must agree with the records before them. Only values are judged, so a copy
+    without keys and headers will do. What records cannot show is listed as unknown. Needs about 0.5 KiB of memory per
+    record.
+
+    Exit status: 0 only if there are records and everything holds; 1 if not; 3 if an input cannot be read.
+
+    \b
+    Examples:
+      whalebridge audit kafka://localhost:9092/containers
+      whalebridge audit main --json | jq '.findings[]'
+      whalebridge audit file:/var/log/whalebridge/events.jsonl
+      kcat -C -e -b localhost:9092 -t containers | whalebridge audit -
+    """
+    import asyncio
+
+    readers = [create_reader(each, "beginning", config, follow=False) for each in inputs]
+    report = asyncio.run(_audit(readers, ordered=not unordered))
+    if as_json:
+        import msgspec
+
+        output.write_json(msgspec.to_builtins(report))
+    else:
+        output.write("\n".join(_format(report)))
+    if not report.holds:
+        raise CommandError
+
+
+async def _audit(readers: list[Reader], *, ordered: bool) -> Report:
+    from bridge.consumer.audit import Audit
+    from bridge.core.errors import BridgeError
+    from bridge.telemetry import logs
+
+    logs.silence()
+    collected = Audit()
+    try:
+        for number, reader in enumerate(readers):
+            await _collect(reader, collected, number, ordered=ordered)
+    except BridgeError as error:
+        raise CommandError.from_error(error) from error
+    return collected.report()
+
+
+async def _collect(reader: Reader, collected: Audit, number: int, *, ordered: bool) -> None:
+    """Read an input to its end; on a terminal, show how many messages have been read."""
+    from bridge.clock import SystemClock
+    from bridge.consumer.record_decoder import InvalidMessageError, decode
+    from bridge.consumer.record_reader import read
+
+    clock = SystemClock()
+    shown_at, is_terminal = clock.now().monotonic, sys.stderr is not None and sys.stderr.isatty()
+    async with aclosing(read(reader, clock)) as batches:
+        async for batch in batches:
+            for message in batch:
+                try:
+                    record, data = decode(message.data)
+                except InvalidMessageError as error:
+                    collected.add_invalid(f"message {message.number} of {message.location}", str(error))
+                else:
+                    collected.add(record, data, input_number=number, ordered=ordered)
+            if is_terminal and clock.now().monotonic - shown_at > _PROGRESS_NANOSECONDS:
+                shown_at = clock.now().monotonic
+                _write_progress(f"{collected.messages:,} messages read")
+    if is_terminal:
+        _write_progress("")
+
+
+def _write_progress(text: str) -> None:
+    """Replace the line on the terminal."""
+    sys.stderr.write(f"\r\033[K{text}")
+    sys.stderr.flush()
+
+
+def _format(report: Report) -> Iterator[str]:
+    """Format a report for people."""
+    from bridge.telemetry.safe_text import printable
+
+    for source in report.sources:
+        yield printable(
+            f"source {source.host}/{source.engine}: {source.records} records from {_position(source.first)} "
+            f"({source.first_at}) to {_position(source.last)} ({source.last_at})"
+        )
+        for text in source.unknown:
+            yield printable(f"  unknown: {text}")
+    by_kind: dict[str, list[Finding]] = {}
+    for finding in report.findings:
+        by_kind.setdefault(finding.kind, []).append(finding)
+    for kind, findings in by_kind.items():
+        for finding in findings[:_MAX_LINES]:
+            yield printable(f"{kind}: {_format_finding(finding)}")
+        if len(findings) > _MAX_LINES:
+            yield f"{kind}: {len(findings) - _MAX_LINES} more; --json lists all"
+    total = f"{report.records} records, {report.repeated} repetitions, {report.heartbeats} heartbeats"
+    if not report.records:
+        yield f"{total}: nothing can be said"
+    elif report.findings:
+        yield f"{total}: {len(report.findings)} {'defect' if len(report.findings) == 1 else 'defects'}"
+    else:
+        yield f"{total}: everything holds"
+
+
+def _format_finding(finding: Finding) -> str:
+    if not finding.epoch:
+        return finding.text
+    sequences = f"{finding.first}" if finding.first == finding.last else f"{finding.first} to {finding.last}"
+    times = f"after {finding.after}" if finding.after else ""
+    if finding.before:
+        times = f"between {finding.after} and {finding.before}" if finding.after else f"before {finding.before}"
+    place = f"{finding.host}/{finding.engine} epoch {finding.epoch} sequence {sequences}"
+    return f"{place}: {finding.text}{f' ({times})' if times else ''}"
+
+
+def _position(position: tuple[int, int]) -> str:
+    return f"{position[0]}-{position[1]}"

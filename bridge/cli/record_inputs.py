@@ -1,0 +1,47 @@
+"""Inputs of commands that read published records: a configured sink, a URL, or standard input."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from bridge.cli import options
+from bridge.cli.errors import WRONG_USAGE, CommandError
+
+if TYPE_CHECKING:
+    from bridge.consumer.record_reader import Reader, StartPosition
+
+_CLOCK_TOLERANCE = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
+
+
+def create_reader(target: str, start_position: StartPosition, config: str | None, *, follow: bool) -> Reader:
+    """Return a reader for the id of a sink, a URL, or - for standard input.
+
+    Raises:
+        CommandError: The target cannot be read.
+    """
+    from bridge.clock import SystemClock
+    from bridge.consumer import reader_factory
+    from bridge.consumer.files import StdinReader
+    from bridge.core.errors import FatalError
+
+    if target == "-":
+        return StdinReader()
+    try:
+        settings = reader_factory.resolve(target, lambda: options.load_settings(config=config).sinks)
+    except ValueError as error:
+        raise CommandError(str(error), exit_status=WRONG_USAGE) from None
+    if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):
+        raise CommandError(
+            "core NATS stores no records; only tail can read it, without --since and --no-follow",
+            exit_status=WRONG_USAGE,
+        )
+    if isinstance(start_position, datetime):
+        start_position = max(start_position, _EARLIEST + _CLOCK_TOLERANCE) - _CLOCK_TOLERANCE
+    try:
+        return reader_factory.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
+    except FatalError as error:
+        raise CommandError.from_error(error) from error

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge.cli import execute
+from tests.conformance.vectors import DIRECTORY
+from tests.golden import Golden
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(
+    ("name", "status"), [("restart", 0), ("hole", 1), ("restart_without_state", 0), ("foreign_messages", 1)]
+)
+def test_audit_prints_report(name: str, status: int, capsys: pytest.CaptureFixture[str], golden: Golden) -> None:
+    path = f"file:{DIRECTORY / name}.jsonl"
+    assert execute(["audit", path]) == status
+    output = capsys.readouterr().out
+    golden.entry("audit_reports", name, output.replace(str(DIRECTORY), "DIRECTORY"))
+    assert execute(["audit", path, "--json"]) == status
+    report = json.loads(capsys.readouterr().out)
+    assert report["holds"] is (status == 0) is (not report["findings"])
+
+
+def test_audit_reads_several_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [f"file:{DIRECTORY / name}.jsonl" for name in ("hole", "transitions", "several_sources")]
+    assert execute(["audit", paths[0], paths[2]]) == 1
+    assert "source node-2/" in capsys.readouterr().out
+
+
+def test_audit_prints_some_findings_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = DIRECTORY / "transitions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    target = tmp_path / "topic.jsonl"
+    with target.open("wb") as file:
+        file.writelines(lines)
+        file.writelines([b"hello\n"] * 25)
+    assert execute(["audit", f"file:{target}"]) == 1
+    output = capsys.readouterr().out.splitlines()
+    assert len([line for line in output if line.startswith("invalid: message")]) == 20
+    assert "invalid: 5 more; --json lists all" in output
+    assert output[-1] == "9 records, 0 repetitions, 0 heartbeats: 25 defects"
