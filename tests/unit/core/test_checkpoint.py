@@ -307,6 +307,14 @@ def test_checkpoint_restores_preexisting_until_snapshot_record() -> None:
     ]
 
 
+def test_checkpoint_restores_result_of_task_wait() -> None:
+    tracker = Tracker(BOOT_ID)
+    tracker.process_event(TaskStarted(WEB, NOW.wall, 7), NOW)
+    tracker.apply_wait_result(WEB, 7, ExitStatus(3, NOW.wall + 1), NOW)
+    (exited,) = restore_tracker(save_changes(tracker)).apply_task_state(WEB, None, LATER)
+    assert exited.exit_info == ExitInfo(3, NOW.wall + 1)
+
+
 def test_checkpoint_restores_pod_labels() -> None:
     sandbox, app = ContainerKey("k8s.io", "sandbox"), ContainerKey("k8s.io", "app")
     tracker = Tracker(BOOT_ID)

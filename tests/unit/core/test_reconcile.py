@@ -329,6 +329,27 @@ def test_reconcile_ends_run_of_recreated_container_as_it_was(listed_task: Task |
     assert [(each.type, each.metadata, each.incarnation) for each in rest] == expected
 
 
+def test_exit_has_old_metadata_when_next_container_has_other_pid() -> None:
+    recreated = make_metadata(labels={"tier": "new"}, created_at=wall(0.1))  # by the clock, before the known run
+    transitions = reconcile(tracker_after_gap(), listing(task(6), containers=[recreated]), moment(10))
+    assert [(each.type, each.metadata) for each in transitions] == [("exited", make_metadata()), ("started", recreated)]
+
+
+def test_reconcile_ends_all_runs_of_recreated_containers() -> None:
+    tracker = tracker_with_container()
+    tracker.update_metadata(make_metadata(DB))
+    tracker.process_event(started(7, 0.3, DB), moment(0.3))
+    tracker.disconnect()
+    recreated = [make_metadata(key, created_at=wall(5)) for key in (WEB, DB)]
+    assert merge(tracker, listing(containers=recreated)) == [("exited", "inferred", 5), ("exited", "inferred", 7)]
+
+
+def test_reconcile_keeps_scope_of_run_while_filters_are_the_same() -> None:
+    tracker = tracker_after_gap()
+    assert merge(tracker, listing(task(5), containers=[make_metadata(in_scope=False)])) == []
+    assert len(tracker.snapshot_records(moment(11))) == 1
+
+
 def test_reconcile_keeps_run_when_known_metadata_was_older() -> None:
     tracker = tracker_after_gap()
     assert merge(tracker, listing(task(5), containers=[make_metadata(created_at=wall(0.1))])) == []

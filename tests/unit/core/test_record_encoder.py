@@ -18,6 +18,7 @@ from bridge.core.record_encoder import (
     Gap,
     RecordEncoder,
     SnapshotCoverage,
+    build_container,
     heartbeat_record,
     lost_record,
     parse_record,
@@ -348,6 +349,23 @@ def test_additional_event_without_task_has_no_pid_or_incarnation(type_: Any) -> 
     assert document["type"] == type_
     assert (document["container"]["pid"], document["container"]["incarnation"], document["exit"]) == (0, "", None)
     assert (document["container"]["labels"], document["container"]["name"]) == (None, WEB.id)
+
+
+@pytest.mark.parametrize("pid", [None, 5], ids=["control record", "of a container"])
+def test_parsed_record_equals_encoded_record(pid: int | None) -> None:
+    encoder = make_encoder()
+    record = (
+        encoder.encode_transition(present_transition())
+        if pid
+        else encoder.encode_snapshot(GAP, COVERAGE, [], [], AT)[0]
+    )
+    assert parse_record(record.data) == record
+
+
+def test_container_of_transition_is_that_of_its_record() -> None:
+    transition = present_transition(pod_labels={"app": "shop"})
+    document = decode_valid(make_encoder().encode_transition(transition))
+    assert msgspec.to_builtins(build_container(transition)) == document["container"]
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"x":' + b"[" * 100_000])
