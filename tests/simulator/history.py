@@ -202,8 +202,8 @@ class Bridge:
 class World:
     """The host and what happens on it.
 
-    ``committed`` are the published records with the times of their commits, ``trace`` is everything that happened,
-    ``rule_changes`` are changes of the label rules, with the last positions that records had before.
+    ``committed`` are the published records with the moments of their commits (monotonic), ``trace`` is everything that
+    happened, ``rule_changes`` are changes of the label rules, with the last positions that records had before.
     """
 
     def __init__(self, seed: int, *, steps: int = 40) -> None:
@@ -244,7 +244,7 @@ class World:
         self._largest_commit = max(self._largest_commit, len(documents))
         for data in documents:
             record = msgspec.json.decode(data)
-            self.committed.append((self.clock.now().wall, record))
+            self.committed.append((self.clock.now().monotonic, record))
             self.documents[record["epoch"], record["sequence"]] = data
             container, snapshot = record["container"] or {}, record["snapshot"] or {}
             details = [container.get("incarnation"), record["exit"], snapshot.get("reason"), snapshot.get("since")]

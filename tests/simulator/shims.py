@@ -18,6 +18,7 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     Event,
     Ignored,
+    Instant,
     Marker,
     TaskCreated,
     TaskExited,
@@ -38,7 +39,8 @@ class TrueRun:
     """One task: what happened when (wall clock), and to which bridge and stream its events were delivered at once.
 
     ``statuses`` are those that an event or a response may have reported. ``unreliable``: an event was lost, delayed or
-    had no subscriber. ``excused``: the bridge ended before it can have stored the run.
+    had no subscriber. ``excused``: the bridge ended before it can have stored the run. ``ended``: when it exited, on
+    the monotonic clock.
     """
 
     key: ContainerKey
@@ -47,6 +49,7 @@ class TrueRun:
     labels: dict[str, str]
     started_at: int | None = None
     exited_at: int | None = None
+    ended: int | None = None
     statuses: set[int] = field(default_factory=set)
     oom: bool = False
     delivered_to: dict[type, int] = field(default_factory=dict)
@@ -83,7 +86,7 @@ class ObservedState(State):
         self.process = 0
         self.runs: list[TrueRun] = []
         self._newest_runs: dict[tuple[str, ContainerKey, int], TrueRun] = {}
-        self.missed: list[int] = []
+        self.missed: list[Instant] = []
         self._lagged: list[tuple[Listener, Envelope]] = []
         self._lagging = False
         self._shims = 0  # how often all shims were ended
@@ -101,7 +104,7 @@ class ObservedState(State):
     def stop_without_event(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
         task = super().stop_without_event(key, status)
         if run := self.run_of(key, task.pid):
-            run.exited_at = task.exited_at
+            run.exited_at, run.ended = task.exited_at, self._clock.now().monotonic
             run.statuses.add(status)
         return task
 
@@ -211,7 +214,8 @@ class ObservedState(State):
 
     def _miss(self, envelope: Envelope) -> None:
         if not envelope.topic.startswith(decode.MARKER_TOPIC_PREFIX):
-            self.missed.append(self.now())
+            self.now()
+            self.missed.append(self._clock.now())
 
     def _record(self, event: Event) -> TrueRun | None:
         if isinstance(event, TaskOOM):

@@ -206,14 +206,13 @@ def test_task_query_repeated_when_task_wait_precedes_result() -> None:
     assert due_query_keys(tracker, 2) == [WEB]
 
 
-def test_tracker_tells_which_task_to_wait_for() -> None:
+def test_tracker_reports_pid_to_wait_for() -> None:
     tracker = synced_tracker()
-    entry = tracker.find(WEB)
-    assert entry is None
+    tracker.update_metadata(make_metadata())
+    (entry,) = tracker.entries()
+    assert entry.current_pid == 0
     for event, current_pid in ((created(5, 1), 5), (started(5, 2), 5), (exited(5, 3), 0), (created(6, 4), 6)):
         tracker.process_event(event, moment(4))
-        entry = tracker.find(WEB)
-        assert entry is not None
         assert entry.current_pid == current_pid
     tracker.apply_wait_result(WEB, 6, ExitStatus(9, wall(4)), moment(4))
     assert (entry.has_waited_exit(6), entry.has_waited_exit(5)) == (True, False)
