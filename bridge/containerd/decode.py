@@ -143,14 +143,14 @@ def exited_containers(response: cri_pb2.ListContainersResponse) -> list[Containe
 def recorded_exit(key: ContainerKey, status: cri_pb2.ContainerStatus) -> RecordedExit | None:
     """Return CRI's record of an exit; None if the container has not exited.
 
-    If CRI has found a container without a task, it has made up exit status and time; the reason says so.
+    If CRI has found a container without a task, it has made up exit status and time; the reason says so, unless an OOM
+    event has replaced it.
     """
     if status.state != cri_pb2.CONTAINER_EXITED:
         return None
-    started_at = _cri_time(status.started_at)
-    if status.reason == _CRI_UNKNOWN_REASON:
-        return RecordedExit(key, started_at)
-    oom = status.reason == _CRI_OOM_REASON
+    started_at, oom = _cri_time(status.started_at), status.reason == _CRI_OOM_REASON
+    if status.reason == _CRI_UNKNOWN_REASON or (oom and status.exit_code == _CRI_UNKNOWN_STATUS):
+        return RecordedExit(key, started_at, oom=oom)
     return RecordedExit(key, started_at, status.exit_code & 0xFFFF_FFFF, _cri_time(status.finished_at), oom)
 
 
@@ -158,7 +158,7 @@ def _cri_time(at: int) -> int | None:
     return at if at > 0 else None
 
 
-_CRI_OOM_REASON, _CRI_UNKNOWN_REASON = b"OOMKilled", b"Unknown"
+_CRI_OOM_REASON, _CRI_UNKNOWN_REASON, _CRI_UNKNOWN_STATUS = b"OOMKilled", b"Unknown", 255
 _STATUSES: dict[int, TaskStatus] = {status.value: status for status in TaskStatus}
 
 

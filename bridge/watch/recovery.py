@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
+from bridge.core.container_metadata import KUBERNETES_NAMESPACE
 from bridge.core.container_state import ContainerState
 from bridge.core.containerd_model import Engine, RecordedExit
 from bridge.core.ports import StoredCheckpoint
@@ -64,11 +65,16 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             for each in tracker.entries()
             if each.metadata is not None and not each.deleted
         ]
+        known = [
+            each.key
+            for each in tracker.entries()
+            if each.key.namespace == KUBERNETES_NAMESPACE
+            and (each.incarnation or each.state.exited or each.state.evidence)
+        ]
         state.pending += tracker.exit_all(state.clock.now())
         state.tracker.restore(states, set(), state.clock.now())  # all containers that run now are new
-        for each in states:
-            if each.metadata is not None and each.metadata.pod is not None:  # CRI remembers it, and starts it only once
-                state.tracker.apply_recorded_exit(RecordedExit(each.key), state.clock.now())
+        for key in known:  # CRI still remembers these runs, and starts none of the containers again
+            state.tracker.apply_recorded_exit(RecordedExit(key), state.clock.now())
         kept_keys = {checkpoint.metadata_key(each.key) for each in states}
         obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
     return _begin_source(state, engine, epoch, obsolete_keys, header.filter_fingerprint)

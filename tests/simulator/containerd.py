@@ -31,6 +31,7 @@ from bridge.containerd.protos import (
     version_pb2,
 )
 from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.core.container_metadata import CRI_KIND_LABEL
 from bridge.core.containerd_model import ContainerKey, TaskStatus
 from tests.eventually import eventually_async
 from tests.simulator import wire
@@ -254,13 +255,15 @@ class SimulatedContainerd:
             containers=[
                 cri_pb2.Container(id=each.id, state=each.cri_status.state, created_at=each.created_at)
                 for each in self.state.namespaces.get("k8s.io", {}).values()
-                if each.cri_status.state == request.filter.state.state
+                if CRI_KIND_LABEL in each.labels and each.cri_status.state == request.filter.state.state
             ]
         )
 
     async def _cri_status(self, request: cri_pb2.ContainerStatusRequest, _: str) -> Message | bytes:
         self._require_cri()
         container = self.state.container(ContainerKey("k8s.io", request.container_id))
+        if CRI_KIND_LABEL not in container.labels:
+            raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f"container {container.id} not found")
         response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
         response.status.id = container.id
         return response

@@ -20,6 +20,7 @@ import structlog
 
 from bridge.app import _cancel
 from bridge.clock import SystemClock
+from bridge.core.container_metadata import CRI_KIND_LABEL
 from bridge.core.containerd_model import ContainerKey, Instant, TaskStatus
 from bridge.core.errors import BridgeError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
@@ -227,6 +228,9 @@ class World:
         self.kinds = {kind for kind in _OPERATIONS if rng.random() < 0.5} | {"move", "burst", "short run"}
         if self.disk is None:
             self.kinds.discard("clock step")  # epochs may not grow then
+        if seed % 5 == 3:
+            self.kinds.add("pod run")
+            self.state.has_cri = True
         self._steps = steps
         self._bridges = 0
         self._largest_commit = 0
@@ -258,7 +262,7 @@ class World:
     async def run(self) -> None:
         self.start_bridge()
         operations = sorted(self.kinds)
-        weights = [_OPERATIONS[kind] for kind in operations]
+        weights = [_OPERATIONS.get(kind, _POD_RUN_WEIGHT) for kind in operations]
         for _ in range(self._steps):
             kind = self.rng.choices(operations, weights)[0]
             if kind not in ("move", "burst", "short run"):
@@ -386,6 +390,22 @@ class World:
             operation()
             for _ in range(self.rng.choice((0, 0, 0, 3))):
                 await asyncio.sleep(0)
+
+    async def _pod_run(self) -> None:
+        """Let a container of a pod run, often unseen; CRI deletes its task, and kubelet sometimes the container."""
+        key, rng, state = ContainerKey("k8s.io", f"pod-{len(self.state.runs)}"), self.rng, self.state
+        operations: list[Callable[[], object]] = [
+            lambda: state.create(key, {**self._labels(), CRI_KIND_LABEL: "container"}),
+            lambda: state.create_task(key),
+            lambda: state.start(key),
+            lambda: self._oom_exit(key) if rng.random() < 0.3 else state.exit(key, rng.choice([0, 1, 137])),
+            lambda: state.delete_task(key),
+            *[lambda: state.delete(key)] * (rng.random() < 0.2),
+        ]
+        for operation in operations:
+            with contextlib.suppress(SimulatedRpcError):  # the shim or the host has ended
+                operation()
+            await self._pass_time(rng.choice((0, 0, 0.001, 0.05, 8)))
 
     def _labels(self, previous: dict[str, str] | None = None) -> dict[str, str]:
         rng = self.rng
@@ -585,6 +605,7 @@ class World:
         self.clock.set_wall(self.clock.now().wall + self.rng.choice((-7200, -3, 3, 7200)) * SECOND)
 
 
+_POD_RUN_WEIGHT = 8  # of an operation that only histories with CRI have
 _OPERATIONS = {
     "move": 30,
     "burst": 10,

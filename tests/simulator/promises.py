@@ -11,7 +11,8 @@ import msgspec
 
 from bridge.consumer.projection import Projection
 from bridge.consumer.record_decoder import Source, decode
-from bridge.core.container_metadata import NERDCTL_NAME_LABEL, display_id
+from bridge.containerd.protos.cri_pb2 import CONTAINER_EXITED
+from bridge.core.container_metadata import CRI_KIND_LABEL, NERDCTL_NAME_LABEL, display_id
 from bridge.core.containerd_model import ContainerKey, TaskCreated, TaskExited, TaskStarted, TaskStatus
 from bridge.core.record_encoder import rfc3339
 from bridge.core.records import Record
@@ -26,6 +27,8 @@ Document = dict[str, Any]
 
 _fold = documented_fold()
 _NO_GAP = ("interval", "on_demand", "filters_changed")
+# Operations after which CRI, or the bridge without CRI, may not know the status of an exit.
+_CRI_FAULTS = {"hang containerd", "restart containerd", "lose shim", "hung shim", "failing namespace", "reboot"}
 _RUNNING = (TaskStatus.RUNNING, TaskStatus.PAUSED)
 
 
@@ -34,7 +37,16 @@ def check_promises(world: World) -> list[str]:
     found = list(world.violations)
     if not world.stored_before_snapshot:
         return found  # the history has no end
-    checks = (check_delivery, check_incarnations, check_truth, check_state, check_gaps, check_runs, check_secrets)
+    checks = (
+        check_delivery,
+        check_incarnations,
+        check_truth,
+        check_state,
+        check_gaps,
+        check_runs,
+        check_recorded,
+        check_secrets,
+    )
     for check in checks:
         found += check(world)
     return found
@@ -178,6 +190,8 @@ def check_truth(world: World) -> Iterator[str]:
         if container is None:
             continue
         known = runs.get(run_id(record, None)[:3], [])
+        if not container["pid"]:  # known from CRI only
+            known = [each for each in world.state.runs if display_id(each.key) == record["id"]]
         if not known:
             yield f"P3: {record['type']} of unknown {record['id']} {container['incarnation']}"
             continue
@@ -305,6 +319,40 @@ def check_runs(world: World) -> Iterator[str]:
             yield f"P6: the start of {run.id} is not published"
         elif exited["exit"]["status"] is None:
             yield f"P6: {run.id} has no exit status"
+
+
+def check_recorded(world: World) -> Iterator[str]:
+    """Each run that CRI remembers is published once, with its status, if it began after the first snapshot.
+
+    Without a checkpoint, after a change of filters, and after a record was rejected, runs within a gap are not known. A
+    status is unknown if CRI could not be called, or if the shim or the host ended before CRI knew it.
+    """
+    if world.disk is None or not world.state.has_cri or {"filters", "replace containerd"} & world.kinds:
+        return
+    ends: dict[str, list[Document]] = {}
+    synced_at: int | None = None
+    for at, record in world.committed:
+        if (
+            record["type"] == "snapshot_completed"
+            and synced_at is None
+            and "k8s.io" not in record["snapshot"]["failed"]
+        ):
+            synced_at = at
+        if record["type"] in ("started", "exited") and record["id"].startswith("k8s.io/pod-"):
+            ends.setdefault(record["id"], []).append(record)
+    for container in world.state.namespaces.get("k8s.io", {}).values():
+        status, id_ = container.cri_status, f"k8s.io/{container.id}"
+        if status.state != CONTAINER_EXITED or not status.started_at or CRI_KIND_LABEL not in container.labels:
+            continue
+        if "app.skip" in container.labels or synced_at is None or container.created_at <= synced_at:
+            continue
+        published = ends.get(id_, [])
+        if [each["type"] for each in published] != ["started", "exited"]:
+            yield f"P6: CRI remembers {id_}, published is {[each['type'] for each in published]}"
+        elif published[1]["exit"]["status"] not in (None, status.exit_code):
+            yield f"P6: {id_} has exited with {status.exit_code}, published is {published[1]['exit']}"
+        elif published[1]["exit"]["status"] is None and not _CRI_FAULTS & world.kinds:
+            yield f"P6: CRI remembers the status of {id_}, published is {published[1]['exit']}"
 
 
 # --- P9: secrets ---

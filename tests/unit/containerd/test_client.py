@@ -351,7 +351,9 @@ class TestCRI:
         assert await client.recorded_exit(self.POD, 5) == replace(expected, oom=False)
         status.reason, status.exit_code = b"Unknown", 255  # CRI has found no task
         assert await client.recorded_exit(self.POD, 5) == RecordedExit(self.POD, status.started_at)
-        status.started_at = 0
+        status.reason = b"OOMKilled"
+        assert await client.recorded_exit(self.POD, 5) == RecordedExit(self.POD, status.started_at, oom=True)
+        status.reason, status.started_at = b"Unknown", 0
         assert await client.recorded_exit(self.POD, 5) == RecordedExit(self.POD)
         status.state = cri_pb2.CONTAINER_RUNNING
         assert await client.recorded_exit(self.POD, 5) is None
