@@ -28,6 +28,8 @@ DISTRIBUTIONS = {
     "bottlerocket": "/run/containerd/containerd.sock",
 }
 
+FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator
+
 Manifest = dict[str, Any]
 
 

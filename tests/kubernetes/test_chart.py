@@ -20,6 +20,7 @@ from tests.kubernetes.rendering import (
     CHART,
     DISTRIBUTIONS,
     EXAMPLES,
+    FOREIGN,
     Manifest,
     containers,
     find_one,
@@ -33,7 +34,6 @@ from tests.testbed.process import CommandError
 VERSIONS = ("1.25", "1.34")
 NATS: dict[str, Any] = {"type": "nats", "servers": ["a"], "subject_prefix": "s"}
 TEMPLATE_FLAGS = ("--kube-version=1.34", "--set=image.registry=registry.example.net")
-FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator
 
 
 @pytest.fixture(autouse=True)
@@ -510,7 +510,7 @@ HOSTILE = {  # values that YAML would read as something else than a string, and 
     "imagePullSecrets": ["1234", "true"],
     "existingSecrets": {"files": ["1234", "1e3"], "env": ["0x1"]},
     "persistence.path": "/var/lib/a: b #c",
-    "containerd.socket": "/run/a: b/c #d",
+    "containerd.socket": "/run/a b/c #d",
     "image.tag": "1.10",
     "podMonitor": {"enabled": True, "labels": {"app.kubernetes.io/name": "x", "a": "1e3"}},
     "prometheusRule": {"enabled": True, "labels": {"helm.sh/chart": "x"}},

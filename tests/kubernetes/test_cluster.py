@@ -21,8 +21,9 @@ from tests.bridge_process import running_after
 from tests.eventually import eventually
 from tests.integration.delivery import check_gapless
 from tests.kubernetes.manifests import container, pod
+from tests.kubernetes.random_values import valid_values
 from tests.kubernetes.records import StreamReader, pod_of, running_tasks, transitions
-from tests.kubernetes.rendering import CHART
+from tests.kubernetes.rendering import CHART, EXAMPLES, FOREIGN, render
 from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NODE_NAME, POD_CIDR, Node
@@ -329,6 +330,22 @@ def test_changed_filter_takes_effect_without_restart(node: Node, stream_reader: 
     install(node, "upgrade", stream_reader.url, "--set-json=config.outbox.max_records=5000000")
     assert bridge_pod(node)["metadata"]["uid"] != before["metadata"]["uid"], "the outbox needs a restart"
     check_gapless(stream_reader.all())
+
+
+def test_api_server_accepts_objects_of_examples_and_random_values(node: Node, tmp_path: Path) -> None:
+    paths = list(EXAMPLES)
+    for seed in range(scaled(reduced=10, full=200)):
+        paths.append(tmp_path / f"{seed}.yaml")
+        paths[-1].write_text(json.dumps(valid_values(seed)))
+    for path in paths:
+        objects = [each for each in render(flags=[f"--values={path}"], release="sample") if each["kind"] not in FOREIGN]
+        for each in objects:
+            each["metadata"]["namespace"] = "default"  # others do not exist
+        file = node.directory / "sample.json"
+        file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+        created = node.kubectl("create", "--dry-run=server", f"--filename={file}", check=False)
+        assert created.returncode == 0, (path, created.stderr)
+        assert len(created.stdout.splitlines()) == len(objects)
 
 
 @pytest.mark.parametrize(
