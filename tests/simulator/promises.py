@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from bridge.consumer.audit import Audit
 from bridge.consumer.projection import Projection
 from bridge.consumer.record_decoder import Source, decode
 from bridge.core.container_metadata import NERDCTL_NAME_LABEL, display_id
@@ -32,7 +33,10 @@ def check_promises(world: World) -> list[str]:
     found = list(world.violations)
     if not world.stored_before_snapshot:
         return found  # the history has no end
-    checks = (check_delivery, check_incarnations, check_truth, check_state, check_gaps, check_runs, check_secrets)
+    checks = (
+        *(check_delivery, check_incarnations, check_truth, check_state, check_gaps, check_runs, check_secrets),
+        check_audit,
+    )
     for check in checks:
         found += check(world)
     return found
@@ -296,6 +300,18 @@ def check_runs(world: World) -> Iterator[str]:
             yield f"P6: the start of {run.id} is not published"
         elif exited["exit"]["status"] is None:
             yield f"P6: {run.id} has no exit status"
+
+
+# --- what consumers can check themselves ---
+
+
+def check_audit(world: World) -> Iterator[str]:
+    """`whalebridge audit` finds nothing."""
+    for broker in world.brokers:
+        audit = Audit()
+        for record in broker.stored:
+            audit.add(*decode(record.data), ordered=broker.ordered)
+        yield from (f"audit of {broker.name}: {finding}" for finding in audit.report().findings)
 
 
 # --- P9: secrets ---

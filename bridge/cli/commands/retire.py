@@ -51,9 +51,9 @@ def retire(
     """End the source of a node that is gone: its containers are removed from the state of all consumers.
 
     Reads the topic or stream, and publishes a source_retired record after the last record of the source. Without a
-    source, --stale-for is required, and all sources that have been silent that long are retired. A source is left
-    as it is while it is not stale: three heartbeat intervals, and at least the time of --stale-for, must have passed since its
-    last record and heartbeat. A node that comes back takes over with its next snapshot.
+    source, --stale-for is required, and all sources that have been silent that long are retired. A source is left as
+    it is while it is not stale: three heartbeat intervals, and at least the time of --stale-for, must have passed
+    since its last record and heartbeat. A node that comes back takes over with its next snapshot.
 
     The id of a sink stands for its settings in the configuration (--config), with credentials, and with its state
     topic or bucket, whose entries of the source are removed, too; a URL has neither.
