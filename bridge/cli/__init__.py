@@ -25,6 +25,7 @@ from bridge.cli.commands import (
     inspect,
     list_,
     proxy,
+    retire,
     run,
     schema,
     snapshot,
@@ -51,6 +52,7 @@ app.command("inspect")(inspect.inspect)
 app.command("watch")(watch.watch)
 app.command("tail")(tail.tail)
 app.command("audit")(audit.audit)
+app.command("retire")(retire.retire)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")

@@ -11,10 +11,25 @@ from bridge.cli import options
 from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
+    from bridge.consumer.reader_factory import Readable
     from bridge.consumer.record_reader import Reader, StartPosition
 
 _CLOCK_TOLERANCE = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
+
+
+def resolve(target: str, config: str | None) -> Readable:
+    """Return the settings of a configured sink, by its id, or of a URL.
+
+    Raises:
+        CommandError: There are none, or the target cannot be read.
+    """
+    from bridge.consumer import reader_factory
+
+    try:
+        return reader_factory.resolve(target, lambda: options.load_settings(config=config).sinks)
+    except ValueError as error:
+        raise CommandError(str(error), exit_status=WRONG_USAGE) from None
 
 
 def create_reader(target: str, start_position: StartPosition, config: str | None, *, follow: bool) -> Reader:
@@ -30,10 +45,7 @@ def create_reader(target: str, start_position: StartPosition, config: str | None
 
     if target == "-":
         return StdinReader()
-    try:
-        settings = reader_factory.resolve(target, lambda: options.load_settings(config=config).sinks)
-    except ValueError as error:
-        raise CommandError(str(error), exit_status=WRONG_USAGE) from None
+    settings = resolve(target, config)
     if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):
         raise CommandError(
             "core NATS stores no records; only tail can read it, without --since and --no-follow",

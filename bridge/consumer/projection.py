@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from sys import intern
 from typing import NamedTuple
 from zlib import crc32
 
@@ -140,7 +141,9 @@ class SourceProjection:
 
         A record of unknown type changes nothing. With the record's ``data``, repetitions are compared.
         """
-        position, type_ = record.position, record.type
+        newest_epoch, type_ = self._position[0], record.type
+        epoch = newest_epoch if record.epoch == newest_epoch else record.epoch  # one object for all positions
+        position = epoch, record.sequence
         if type_ in REPEATING_TYPES:
             return self._apply_repeating(record, position)
         if not self._accept(record, position, data):
@@ -150,7 +153,7 @@ class SourceProjection:
             self.retired = None
         change = Change(record, {}, {})
         if record.container is not None:
-            self._apply_container(change, record.id, record.container)
+            self._apply_container(change, position, record.id, record.container)
         elif type_ == "lost":
             self._losses.append(position)
         elif record.snapshot and type_ in ("snapshot_started", "snapshot_completed"):
@@ -245,16 +248,17 @@ class SourceProjection:
                 self._altered = [*self._altered[1 - MAX_ALTERED :], position]
         return is_new
 
-    def _apply_container(self, change: Change, id_: str | None, container: Container) -> None:
+    def _apply_container(self, change: Change, position: Position, id_: str | None, container: Container) -> None:
         record = change.record
         if id_ is None:
             return
         if record.type in RUNNING_TYPES:
-            if self._update(id_, _LastKnown(record.position, container.namespace, container)):
+            container = _share_strings(container)
+            if self._update(id_, _LastKnown(position, container.namespace, container)):
                 change.updated[id_] = container
         elif record.type == "exited":
             before = self._last_known.get(id_)
-            exited = _LastKnown(record.position, container.namespace, None)
+            exited = _LastKnown(position, container.namespace, None)
             if self._update(id_, exited) and before is not None and before.container is not None:
                 change.removed[id_] = container
 
@@ -391,6 +395,28 @@ class Projection:
         for source, record in completed.items():
             self.sources[source] = SourceProjection()
             self.sources[source].start_from(record, containers.get(source, ()))
+
+
+def _share_strings(container: Container) -> Container:
+    """Return the container with those strings shared that many containers have; records are decoded one by one."""
+    labels = container.labels
+    return Container(
+        container.id,
+        intern(container.namespace),
+        container.id if container.name == container.id else container.name,
+        intern(container.project),
+        intern(container.service),
+        container.pid,
+        container.incarnation,
+        container.paused,
+        intern(container.kind),
+        intern(container.image),
+        intern(container.runtime),
+        container.created_at,
+        labels and {intern(key): intern(value) for key, value in labels.items()},
+        container.labels_dropped,
+        container.pod,
+    )
 
 
 def _parse_time(text: str) -> datetime:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from bridge.consumer.audit import Audit
 from bridge.consumer.projection import Projection
 from bridge.consumer.record_decoder import Source, decode
 from bridge.containerd.protos.cri_pb2 import CONTAINER_EXITED
@@ -46,6 +47,7 @@ def check_promises(world: World) -> list[str]:
         check_runs,
         check_recorded,
         check_secrets,
+        check_audit,
     )
     for check in checks:
         found += check(world)
@@ -329,22 +331,24 @@ def check_recorded(world: World) -> Iterator[str]:
     """
     if world.disk is None or not world.state.has_cri or {"filters", "replace containerd"} & world.kinds:
         return
+    if world.clock_stepped:  # which containers are older than the first snapshot is not known
+        return
     ends: dict[str, list[Document]] = {}
-    synced_at: int | None = None
-    for at, record in world.committed:
+    synced_at: str | None = None
+    for _, record in world.committed:
         if (
             record["type"] == "snapshot_completed"
             and synced_at is None
             and "k8s.io" not in record["snapshot"]["failed"]
         ):
-            synced_at = at
+            synced_at = record["timestamp"]
         if record["type"] in ("started", "exited") and record["id"].startswith("k8s.io/pod-"):
             ends.setdefault(record["id"], []).append(record)
     for container in world.state.namespaces.get("k8s.io", {}).values():
         status, id_ = container.cri_status, f"k8s.io/{container.id}"
         if status.state != CONTAINER_EXITED or not status.started_at or CRI_KIND_LABEL not in container.labels:
             continue
-        if "app.skip" in container.labels or synced_at is None or container.created_at <= synced_at:
+        if "app.skip" in container.labels or synced_at is None or rfc3339(container.created_at) <= synced_at:
             continue
         published = ends.get(id_, [])
         if [each["type"] for each in published] != ["started", "exited"]:
@@ -353,6 +357,18 @@ def check_recorded(world: World) -> Iterator[str]:
             yield f"P6: {id_} has exited with {status.exit_code}, published is {published[1]['exit']}"
         elif published[1]["exit"]["status"] is None and not _CRI_FAULTS & world.kinds:
             yield f"P6: CRI remembers the status of {id_}, published is {published[1]['exit']}"
+
+
+# --- what consumers can check themselves ---
+
+
+def check_audit(world: World) -> Iterator[str]:
+    """`whalebridge audit` finds nothing."""
+    for broker in world.brokers:
+        audit = Audit()
+        for record in broker.stored:
+            audit.add(*decode(record.data), ordered=broker.ordered)
+        yield from (f"audit of {broker.name}: {finding}" for finding in audit.report().findings)
 
 
 # --- P9: secrets ---

@@ -118,6 +118,14 @@ USAGE = {
         shell("whalebridge audit - </dev/null", 1, "nothing can be said"),
         shell("echo hello | whalebridge audit -", 1, "invalid: message 1 of standard input"),
     ],
+    "retire": [
+        call("whalebridge retire node-1", 2, "--sink"),
+        call("whalebridge retire --sink kafka://h/t", 2, "--stale-for"),
+        call("whalebridge retire node-1 --sink kafka://h/t --stale-for soon", 2, "--stale-for", "1d"),
+        call("whalebridge retire node-1 --sink kafka://h/t --reason ''", 2, "--reason"),
+        call("whalebridge retire node-1 --sink file:/tmp/x", 2, "file"),
+        call("whalebridge retire node-1 --sink kafka://u:hunter2@h/t", 2, "URL"),
+    ],
     "check": [
         call(f"whalebridge check --containerd {NO_SOCKET}", 3, NO_SOCKET, "state_dir: ", "stdout: "),
         call(

@@ -1,0 +1,187 @@
+"""``whalebridge retire``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+import getpass
+import socket
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from bridge.cli import options, output
+from bridge.cli.errors import WRONG_USAGE, CommandError
+from bridge.cli.record_inputs import create_reader, resolve
+
+if TYPE_CHECKING:
+    from bridge.consumer.projection import SourceInfo
+    from bridge.consumer.reader_factory import Readable
+    from bridge.consumer.record_reader import Reader
+    from bridge.core.records import Record
+
+MAX_LENGTH = 200  # characters of a reason or name
+_MINIMUM = timedelta(minutes=3)  # of silence, for sources whose heartbeat interval is not known
+
+
+def retire(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[HOST[/ENGINE]]", help="The source to retire: a host, or one containerd on it."),
+    ] = None,
+    sink: Annotated[
+        str,
+        typer.Option(
+            metavar="SINK",
+            help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX; with "
+            "TLS kafkas:// and tls://.",
+        ),
+    ] = "",
+    config: options.Config = None,
+    stale_for: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Only sources that have been silent that long: 6h, 1d. Default: 3m."),
+    ] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why the source has ended.")] = "node is gone",
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who says so. Default: USER@HOST.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be retired.")] = False,
+) -> None:
+    """End the source of a node that is gone: its containers are removed from the state of all consumers.
+
+    Reads the topic or stream, and publishes a source_retired record after the last record of the source. Without a
+    source, --stale-for is required, and all sources that have been silent that long are retired. A source is left as
+    it is while it is not stale: three heartbeat intervals, and at least the time of --stale-for, must have passed
+    since its last record and heartbeat. A node that comes back takes over with its next snapshot.
+
+    The id of a sink stands for its settings in the configuration (--config), with credentials, and with its state
+    topic or bucket, whose entries of the source are removed, too; a URL has neither.
+
+    \b
+    Examples:
+      whalebridge retire node-7 --sink main --config consumers.yaml
+      whalebridge retire --stale-for 1d --sink main --dry-run
+      whalebridge retire node-7 --sink kafka://localhost:9092/containers --reason 'scaled down'
+    """
+    import asyncio
+
+    if not sink:
+        raise CommandError("--sink is required: the topic or stream of the source", exit_status=WRONG_USAGE)
+    if source is None and stale_for is None:
+        raise CommandError("name a source, or set --stale-for to retire all that are silent", exit_status=WRONG_USAGE)
+    author = by or f"{getpass.getuser()}@{socket.gethostname()}"
+    for option, text in (("--reason", reason), ("--by", author)):
+        if not 0 < len(text) <= MAX_LENGTH or not text.isprintable():
+            raise CommandError(f"{option}: use 1 to {MAX_LENGTH} printable characters", exit_status=WRONG_USAGE)
+    silence = _MINIMUM if stale_for is None else _parse_duration(stale_for)
+    settings = resolve(sink, config)
+    if settings.type not in ("kafka", "nats"):
+        raise CommandError(f"a sink of type {settings.type} has no sources to retire", exit_status=WRONG_USAGE)
+    reader = create_reader(sink, "beginning", config, follow=False)
+    asyncio.run(_retire(reader, settings, _Request(source, silence, reason, author, dry_run)))
+
+
+class _Request(NamedTuple):
+    """What to retire: one source by name, or all that have been silent for long enough."""
+
+    source: str | None
+    silence: timedelta
+    reason: str
+    by: str
+    dry_run: bool
+
+    def names(self, info: SourceInfo) -> bool:
+        """Return whether the source is named, or none is."""
+        return self.source in (None, info.source.host, "/".join(info.source))
+
+    def spares(self, info: SourceInfo, now: datetime) -> bool:
+        """Return whether the source may still be alive."""
+        return info.stale is False or now - info.watermark <= self.silence
+
+
+def _parse_duration(text: str) -> timedelta:
+    """Parse the value of --stale-for."""
+    from pydantic import TypeAdapter
+
+    from config.fields import Duration
+
+    try:
+        return TypeAdapter(Duration).validate_python(text)
+    except (ValueError, OverflowError):
+        raise CommandError(f"--stale-for: invalid value {text!r}; use 15m, 6h, 1d", exit_status=WRONG_USAGE) from None
+
+
+async def _retire(reader: Reader, settings: Readable, request: _Request) -> None:
+    from bridge.core.errors import BridgeError
+    from bridge.core.record_encoder import retirement_record
+    from bridge.telemetry import logs
+
+    logs.silence()
+    now = datetime.now(UTC)
+    try:
+        sources = [each for each in await _read_sources(reader, now) if request.names(each[0])]
+        if request.source is not None and not sources:
+            raise CommandError(f"no source {request.source}; audit lists the sources")
+        alive = [each for each in sources if each[0].retired is None]
+        chosen = [each for each in alive if not request.spares(each[0], now)]
+        if chosen and not request.dry_run:
+            at = int(now.timestamp() * 1_000_000) * 1000
+            await _publish(settings, [retirement_record(last, request.reason, request.by, at) for _, last in chosen])
+    except BridgeError as error:
+        raise CommandError.from_error(error) from error
+    for info, _ in chosen:
+        output.write(f"{_describe(info)}: {'would be retired' if request.dry_run else 'retired'}")
+    if request.source is None:
+        return
+    for info, _ in sources:
+        if info.retired is not None:
+            output.write(f"{_describe(info)}: is retired already")
+    if spared := [info for info, _ in alive if request.spares(info, now)]:
+        raise CommandError(*(f"{_describe(info)}: not retired, because it may be alive" for info in spared))
+
+
+def _describe(info: SourceInfo) -> str:
+    from bridge.telemetry.safe_text import printable
+
+    return printable(f"{'/'.join(info.source)}, last seen at {info.watermark:%Y-%m-%dT%H:%M:%SZ}")
+
+
+async def _read_sources(reader: Reader, now: datetime) -> list[tuple[SourceInfo, Record]]:
+    """Return what is known of each source, and its last record."""
+    from bridge.cli import print_error
+    from bridge.clock import SystemClock
+    from bridge.consumer.record_reader import read_records
+    from bridge.consumer.state import State
+
+    state = State()
+    last: dict[tuple[str, str], tuple[tuple[int, int], bytes]] = {}
+    async with aclosing(read_records(reader, SystemClock(), print_error)) as batches:
+        async for batch in batches:
+            for record, data in batch:
+                state.apply(record, data)
+                if record.source not in last or record.position >= last[record.source][0]:
+                    last[record.source] = record.position, data
+    return [(info, _position_record(last[info.source][1])) for info in state.sources(now=now)]
+
+
+def _position_record(data: bytes) -> Record:
+    """Return a record of the same source and position as a record of any type, also of one that is not known."""
+    import msgspec
+
+    from bridge.core.record_encoder import parse_record
+
+    document = msgspec.json.decode(data) | dict.fromkeys(("id", "project", "container", "exit", "snapshot", "lost"))
+    return parse_record(msgspec.json.encode(document | {"type": "heartbeat", "origin": "live"}))
+
+
+async def _publish(settings: Readable, records: list[Record]) -> None:
+    from bridge.clock import SystemClock
+    from sinks.factory import create_sink
+
+    sink = create_sink(settings, SystemClock())
+    try:
+        await sink.start()
+        await sink.publish(records)
+    finally:
+        await sink.close()

@@ -1,0 +1,115 @@
+"""`whalebridge retire` on real brokers: the record, the state of consumers, and the state topic and bucket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bridge.clock import SystemClock
+from bridge.consumer import State, follow, load_table
+from bridge.core.ports import Sink
+from bridge.core.record_encoder import heartbeat_record
+from bridge.core.records import Record
+from sinks.kafka.sink import KafkaSink
+from sinks.nats.sink import NatsSink
+from tests.integration import kafka_sinks, nats_reading
+from tests.integration.commands import assert_one_line, whalebridge
+from tests.sample_records import ENGINE, EPOCH, control_record, record
+from tests.testbed.kafka import Kafka
+from tests.testbed.nats import Nats
+
+
+class Target:
+    """A topic or stream with a state table, by the id `main` in a configuration file."""
+
+    def __init__(self, config: Path, create_sink: Callable[[], Sink]) -> None:
+        self.config = str(config)
+        self._create_sink = create_sink
+
+    def publish(self, records: Sequence[Record]) -> None:
+        async def publish() -> None:
+            sink = self._create_sink()
+            await sink.start()
+            await sink.publish(records)
+            await sink.close()
+
+        asyncio.run(publish())
+
+    def hosts(self) -> tuple[set[str], set[str]]:
+        """Return the hosts of the containers in a consumer's state, and in the state table."""
+
+        async def read() -> tuple[State, State]:
+            state = State()
+            async for _ in follow("main", state, wait=False, config=self.config):
+                pass
+            return state, await load_table("main", config=self.config)
+
+        consumer, table = asyncio.run(read())
+        return {each.source.host for each in consumer.containers()}, {each.source.host for each in table.containers()}
+
+
+@pytest.fixture(params=["kafka", "nats"])
+def target(request: pytest.FixtureRequest, kafka: Kafka, nats: Nats, tmp_path: Path) -> Target:
+    config = tmp_path / "config.yaml"
+    if request.param == "kafka":
+        kafka_settings = kafka_sinks.settings(kafka, "retire", state_topic="retire.state")
+        servers = kafka_settings.bootstrap_servers
+        options = f"bootstrap_servers: [{', '.join(servers)}], topic: retire, state_topic: retire.state"
+        config.write_text(f"sinks: {{main: {{type: kafka, {options}}}}}\n")
+        return Target(config, lambda: KafkaSink(kafka_settings, SystemClock()))
+    nats_settings = nats_reading.settings(nats, "retire", kv_bucket={"name": "retire"})
+    options = f"servers: [{', '.join(nats_settings.servers)}], subject_prefix: retire, kv_bucket: {{name: retire}}"
+    config.write_text(f"sinks: {{main: {{type: nats, {options}}}}}\n")
+    return Target(config, lambda: NatsSink(nats_settings, SystemClock()))
+
+
+def snapshot(host: str, *ids: str, epoch: int = EPOCH) -> list[Record]:
+    presents = [record(2 + number, "present", id_=id_, host=host, epoch=epoch) for number, id_ in enumerate(ids)]
+    ends = [
+        control_record(1, "snapshot_started", host=host, epoch=epoch),
+        control_record(2 + len(ids), "snapshot_completed", host=host, epoch=epoch),
+    ]
+    return [ends[0], *presents, ends[1]]
+
+
+def test_retired_source_is_removed_until_its_node_comes_back(target: Target) -> None:
+    alive = snapshot("node-2", "a")
+    target.publish([*snapshot("node-1", "a"), *alive, *snapshot("node-3", "a"), record(4, "sparkled", host="node-3")])  # type: ignore[arg-type] # of a later version
+    target.publish([heartbeat_record(alive[-1], time.time_ns(), 1, 60.0)])
+    retire = ("retire", "--sink", "main", "--config", target.config)
+
+    assert_one_line(whalebridge(*retire, "node-9"), 1, "no source node-9")
+    assert_one_line(whalebridge(*retire, "node-2"), 1, f"node-2/{ENGINE.id}, last seen at 2", "it may be alive")
+    process = whalebridge(*retire, "node-1", "--dry-run")
+    assert (process.returncode, process.stdout) == (
+        0,
+        f"node-1/{ENGINE.id}, last seen at 2026-11-23T15:21:08Z: would be retired\n",
+    )
+    assert target.hosts() == ({"node-1", "node-2", "node-3"},) * 2
+
+    process = whalebridge(*retire, f"node-1/{ENGINE.id}", "--reason", "scaled down", "--by", "autoscaler")
+    assert (process.returncode, process.stdout.endswith(": retired\n"), process.stderr) == (0, True, "")
+    assert target.hosts() == ({"node-2", "node-3"},) * 2
+    process = whalebridge(*retire, "node-1")
+    assert (process.returncode, process.stdout.endswith(": is retired already\n")) == (0, True)
+    process = whalebridge("tail", "main", "--config", target.config, "--no-follow", "--type", "source_retired")
+    assert process.stdout.endswith("node-1  source_retired  scaled down (by autoscaler)\n")
+
+    process = whalebridge(*retire, "--stale-for", "100d")
+    assert (process.returncode, process.stdout) == (0, "")
+    process = whalebridge(*retire, "--stale-for", "1d")
+    assert (process.returncode, process.stdout) == (
+        0,
+        f"node-3/{ENGINE.id}, last seen at 2026-11-23T15:21:08Z: retired\n",
+    )
+    assert target.hosts() == ({"node-2"},) * 2
+
+    target.publish(snapshot("node-1", "b", epoch=EPOCH + 1))
+    assert target.hosts() == ({"node-1", "node-2"},) * 2
+    report = msgspec.json.decode(whalebridge("audit", "main", "--config", target.config, "--json").stdout)
+    assert report["findings"] == []
