@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from sys import intern
 from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
@@ -131,14 +132,14 @@ class _Entry(NamedTuple):
 def _make_entry(record: DecodedRecord, digest: int) -> _Entry:
     container = record.container
     if container is None:
-        return _Entry(record.type, record.timestamp, digest, snapshot=record.snapshot, lost=record.lost)
+        return _Entry(intern(record.type), record.timestamp, digest, snapshot=record.snapshot, lost=record.lost)
     return _Entry(
-        record.type,
+        intern(record.type),
         record.timestamp,
         digest,
-        record.id or "",
-        container.namespace,
-        container.incarnation,
+        intern(record.id or ""),
+        intern(container.namespace),
+        intern(container.incarnation),
         container.pid,
         container.paused,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +17,7 @@ from bridge.consumer.record_decoder import REPEATING_TYPES, DecodedRecord, Inval
 from bridge.core.record_encoder import parse_record
 from sinks.state_table import StateKey, TableState, apply_records
 from tests.conformance.vectors import DIRECTORY, files
-from tests.documentation import documented_fold
+from tests.documentation import ROOT, documented_fold
 
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.jsonl"))
 ORDERED = [name for name in NAMES if json.loads((DIRECTORY / f"{name}.json").read_text())["ordered"]]
@@ -126,3 +128,30 @@ def test_state_table_conforms(name: str) -> None:
         assert table == each["state"]
         if each["retired"]:
             assert not any(key[:2] == (each["host"], each["engine"]) for key in entries)
+
+
+def test_reader_in_javascript_conforms() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node is not installed")
+    for name in ORDERED:
+        _, invalid, expected = read(name)
+        with (DIRECTORY / f"{name}.jsonl").open("rb") as topic:
+            process = subprocess.run(
+                [node, str(ROOT / "examples" / "state.mjs")], stdin=topic, capture_output=True, check=True
+            )
+        printed = json.loads(process.stdout)
+        assert printed["invalid"] == invalid, name
+        assert [
+            {
+                **{key: each[key] for key in ("host", "engine", "position", "retired")},
+                "state": {
+                    id_: {key: container[key] for key in ("incarnation", "paused")}
+                    for id_, container in each["containers"].items()
+                },
+            }
+            for each in printed["sources"]
+        ] == [
+            {key: each[key] for key in ("host", "engine", "position", "retired", "state")}
+            for each in expected["sources"]
+        ], name
