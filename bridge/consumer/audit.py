@@ -23,7 +23,7 @@ from bridge.consumer.record_decoder import DecodedRecord, Lost, Position, Snapsh
 FindingKind: TypeAlias = Literal["missing", "altered", "order", "incarnation", "snapshot", "invalid"]
 _Problem: TypeAlias = tuple[FindingKind, str]
 
-_AGREEING = frozenset({"audit", "interval", "on_demand", "overflow"})  # reasons for which no filter has changed
+_AGREEING = frozenset({"audit", "interval", "on_demand"})  # reasons for which no filter has changed
 _INCARNATION = re.compile(r".{0,8}-(\d+)(-\d+)?")  # digits of the boot id, the pid, and the pid cycle
 _RUN_STATES: dict[str, tuple[str, ...]] = {  # of a run before a record; "new": it has none yet
     "started": ("new", "unknown"),

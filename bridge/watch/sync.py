@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import structlog
+from msgspec.structs import replace
 
 from bridge.core.reconcile import find_unknown_exits, reconcile
 from bridge.core.record_encoder import Gap
@@ -52,6 +53,8 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
 
     if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:
         journal.apply_filters(settings.filter_fingerprint, listing.failed)
+        if reason == "audit":  # a snapshot with another reason says already that containers may be missing
+            gap = replace(gap, reason="filters_changed")
     journal.publish(reconcile(state.tracker, listing, state.clock.now(), filters_changed=filters_changed))
     state.event_queue.mark_known(listing.containers)
     for _ in range(MAX_QUERY_ROUNDS):
@@ -63,4 +66,4 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     count = journal.complete_listing(gap, listing, [], forced=True)
     state.advance_watermark(watermark)
     connection.begin_following(listing.tasks.values())
-    _log.info("synced", reason=reason, containers=count, namespaces=len(listing.namespaces), failed=listing.failed)
+    _log.info("synced", reason=gap.reason, containers=count, namespaces=len(listing.namespaces), failed=listing.failed)

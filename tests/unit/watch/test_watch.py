@@ -218,7 +218,11 @@ async def test_failed_namespace_gets_changed_filters_later() -> None:
         await running.wait_synced(2)
         busy = False
         await running.wait_synced(3)
-    assert [each["containers"] for each in running.snapshots()] == [2, 2, 1]
+    assert [(each["reason"], each["containers"]) for each in running.snapshots()] == [
+        ("start", 2),
+        ("filters_changed", 2),
+        ("filters_changed", 1),
+    ]
 
 
 async def test_failed_namespace_gets_changed_filters_after_restart() -> None:
