@@ -14,7 +14,7 @@ import pytest
 
 from bridge.core.container_state import Transition
 from bridge.core.container_store import ContainerStore
-from bridge.core.containerd_model import ContainerEvent, Metadata, Task
+from bridge.core.containerd_model import ContainerEvent, Instant, Metadata, Task
 from bridge.core.errors import BridgeError
 from bridge.core.label_rules import LabelRules
 from bridge.core.record_encoder import Gap, RecordEncoder
@@ -118,6 +118,13 @@ def publish_exits_twice(emitter: TransitionEmitter) -> list[Transition]:
     return transitions + [each for each in transitions if each.type == "exited"]
 
 
+_present = TransitionEmitter.present
+
+
+def omit_paused_containers(emitter: TransitionEmitter, now: Instant) -> list[Transition]:
+    return [each for each in _present(emitter, now) if not each.paused]
+
+
 async def take_hung_shims_for_gone(*args: Any) -> list[Task | BridgeError | None]:
     return [None if isinstance(each, BridgeError) else each for each in await query_tasks(*args)]
 
@@ -180,6 +187,7 @@ MUTANTS = [
     Mutant("reuses an epoch", "P1", {(recovery, "_next_epoch"): reuse_epoch}),
     Mutant("forgets the previous position", "P1", {(RecordEncoder, "__init__"): forget_previous_position}),
     Mutant("writes the checkpoint later", "P2", {(Journal, "write"): write_checkpoint_later}),
+    Mutant("omits paused containers", "P2", {(TransitionEmitter, "present"): omit_paused_containers}),
     Mutant("publishes exits twice", "P2", {(TransitionEmitter, "take"): publish_exits_twice}),
     Mutant(
         "takes hung shims for gone",

@@ -11,6 +11,7 @@ from bridge.core.reconcile import Listing, reconcile, reevaluate_scope
 from bridge.core.tracker import Tracker
 from tests.unit.core.factories import (
     BOOT_ID,
+    DB,
     WEB,
     ImmediateTracker,
     exited,
@@ -44,6 +45,16 @@ def listing(name: str = "", created_at: int = 1) -> Listing:
     """Return a listing of one container, or of none."""
     containers = [make_metadata(name=name, created_at=created_at)] if name else []
     return Listing(namespaces=["shop"], containers={metadata.key: metadata for metadata in containers})
+
+
+def test_every_container_deleted_in_gap_is_published() -> None:
+    tracker = make_tracker()
+    for key in (WEB, DB):
+        tracker.update_metadata(make_metadata(key))
+        tracker.emit_metadata_change(key, moment(1))
+    tracker.disconnect()
+    deleted = reconcile(tracker, listing(), moment(10))
+    assert [(each.type, each.key) for each in deleted] == [("deleted", WEB), ("deleted", DB)]
 
 
 def test_additional_events_follow_container_lifecycle() -> None:

@@ -390,6 +390,20 @@ def test_run_that_enters_scope_and_is_over_starts_at_most_once(
     assert summarize(reconcile(tracker, included, moment(11), filters_changed=True)) == expected
 
 
+@pytest.mark.parametrize("deleted_at", [1, 100], ids=["steady clock", "clock set back since"])
+def test_reconcile_takes_metadata_newer_than_known_deletion(deleted_at: float) -> None:
+    tracker = tracker_with_container()
+    tracker.process_event(ContainerDeleted(WEB, wall(deleted_at)), moment(1))
+    tracker.disconnect()
+    tracker.process_event(exited(9, 6, exec_id="sh"), moment(6))
+    tracker.process_event(created(6, 7), moment(7))
+    recreated = make_metadata(created_at=wall(5))
+    merge(tracker, listing(containers=[recreated]))
+    entry = tracker.find(WEB)
+    assert entry is not None
+    assert (entry.metadata, entry.deleted) == (recreated, False)
+
+
 def test_reconcile_adds_container_recreated_after_old_deletion() -> None:
     tracker = synced_tracker()
     tracker.process_event(ContainerDeleted(WEB, wall(1)), moment(1))

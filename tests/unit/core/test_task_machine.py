@@ -336,7 +336,7 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
          "started live 5 @2, exited live 9 @1 hold, query -> NoTask"),
         ("then the exit of the first, published late", [*ENDED, created(5, 2),
          At(3, replace(exited(5, 2.5), exited_at=wall(1.5)))], "count duplicate -> Created"),
-        ("stopped, exit at an unknown time", [*RUN, replace(exited(5, 1), exited_at=None), reported(2, 5, STOPPED)],
+        ("stopped, exit at an unknown time", [*RUN, replace(exited(5, 0.4), exited_at=None), reported(2, 5, STOPPED)],
          "-> NoTask"),
         ("late creation after the exit", [exited(5, 2, 9), At(3, created(5, 1))], "count late -> NoTask"),
         ("late creation after the exit, overdue", [exited(5, 2, 9), At(3, created(5, 1)), OVERDUE],
