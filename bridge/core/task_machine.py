@@ -404,9 +404,10 @@ def _is_repeated_exit(state: TaskState, event: TaskExited, now: Instant) -> bool
         return False
     if event.exited_at is not None and event.exited_at == exited.exited_at:
         return True
-    created, start = state.find_created(event.pid), state.find(UnconfirmedStart, event.pid)
-    begin = created.at if created is not None else None if start is None else start.event.at
-    return begin is None or _time_of_exit(event) < begin <= now.wall
+    if (created := state.find_created(event.pid)) is not None:
+        return _time_of_exit(event) < created.at <= now.wall
+    start = state.find(UnconfirmedStart, event.pid)
+    return start is None or _time_of_exit(event) < start.event.at
 
 
 def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effects: Effects) -> TaskState:

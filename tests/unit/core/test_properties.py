@@ -54,7 +54,8 @@ def run_history(
     containerd = ContainerdModel(rng)
     harness = Harness(containerd)
     harness.start_checks = start_checks
-    harness.ambiguous_times = faults.clock != "steady" and (faults.gaps or faults.late)
+    late = faults.gaps or faults.late
+    harness.ambiguous_times = faults.clock == "random" or (faults.clock == "stepping" and late)
     if not before:
         harness.connect()
     containerd.faults = faults
