@@ -53,6 +53,12 @@ class Container(Struct, frozen=True):
     pod: Pod | None = None
 
 
+class Start(Struct, frozen=True):
+    """When a container started; None if unknown."""
+
+    at: str | None = None
+
+
 class Exit(Struct, frozen=True):
     """How a container exited; None for unknown values."""
 
@@ -118,6 +124,7 @@ class DecodedRecord(Struct, frozen=True):
     exit: Exit | None = None
     snapshot: Snapshot | None = None
     lost: Lost | None = None
+    start: Start | None = None
 
     @property
     def source(self) -> Source:

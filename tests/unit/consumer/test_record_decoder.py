@@ -21,6 +21,7 @@ BEFORE = b'{"version":1,"type":"sta'
         (records.Container, record_decoder.Container),
         (records.Snapshot, record_decoder.Snapshot),
         (records.Lost, record_decoder.Lost),
+        (records.Start, record_decoder.Start),
         (records.Exit, record_decoder.Exit),
         (records.Pod, record_decoder.Pod),
         (records.EngineInfo, record_decoder.Engine),
