@@ -56,6 +56,12 @@ class Container(Struct, frozen=True):
     pod: Pod | None = None
 
 
+class Start(Struct, frozen=True):
+    """When a container started; None if unknown."""
+
+    at: str | None = None
+
+
 class Exit(Struct, frozen=True):
     """How a container exited; None for unknown values."""
 
@@ -85,12 +91,6 @@ class Lost(Struct, frozen=True):
     first: int
     last: int
     reason: str = ""
-
-
-class Start(Struct, frozen=True):
-    """When a run started; None if that is unknown."""
-
-    at: str | None = None
 
 
 class Heartbeat(Struct, frozen=True):

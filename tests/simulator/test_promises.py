@@ -27,6 +27,7 @@ from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
 from bridge.outbox.writer import Writer
 from bridge.watch import audit, follow, recovery, sync
+from bridge.watch.cri import CRI
 from bridge.watch.event_queue import EventQueue
 from bridge.watch.follow import Connection
 from bridge.watch.journal import Journal
@@ -151,6 +152,10 @@ async def acknowledge_silently(outbox: StoredOutbox, sink: str, batch: Sequence[
     return False
 
 
+async def find_no_records(*_: object) -> dict[object, object]:
+    return {}
+
+
 async def do_nothing(*_: object) -> None:
     pass
 
@@ -198,7 +203,7 @@ MUTANTS = [
     Mutant(
         "takes hung shims for gone",
         "P3",
-        {(follow, "query_tasks"): take_hung_shims_for_gone, (audit, "query_tasks"): take_hung_shims_for_gone},
+        {(follow, "query_tasks"): take_hung_shims_for_gone},
     ),
     Mutant("trusts the listing against newer events", "P3", {(reconcile, "_merge_task"): trust_listing}),
     Mutant("never audits", "P3", {(audit, "find_mismatches"): lambda *_: set()}),
@@ -216,6 +221,7 @@ MUTANTS = [
         "P6",
         {(EventQueue, "reconnect"): forget_queue, (Connection, "process_received"): lambda _: None},
     ),
+    Mutant("ignores CRI's records", "P6", {(CRI, "recorded_exits"): find_no_records}),
     Mutant("keeps the first metadata", "P7", {(ContainerStore, "update_metadata"): keep_first_metadata}),
     Mutant("receives no faster than it writes", "P8", {(EventQueue, "put"): receive_and_process}),
     Mutant("ignores the limits", "P8", {(Limits, "overflow"): lambda *_: (0, 0)}),

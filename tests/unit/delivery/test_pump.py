@@ -366,6 +366,7 @@ async def test_heartbeat_carries_last_position_and_watermark(outbox: StoredOutbo
         "exit",
         "snapshot",
         "lost",
+        "start",
     ]
 
 

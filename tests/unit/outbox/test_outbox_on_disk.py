@@ -493,7 +493,12 @@ async def test_database_of_format_1_is_migrated(path: Path) -> None:
     with closing(sqlite3.connect(path / "outbox.db")) as old:
         old.executescript(Path(__file__).with_name("format_1.sql").read_text())
     factory = RecordFactory()
-    records = factory.started_records(13, size=40)
+    records = [
+        msgspec.structs.replace(
+            each, data=each.data.replace(b',"start":{"at":null}', b"")
+        )  # a later version has added this field
+        for each in factory.started_records(13, size=40)
+    ]
     async with open_outbox(path, "s", "slow") as outbox:
         assert dict(outbox.load_checkpoint().values) == {"key": b"value"}
         assert (outbox.depth("s"), outbox.depth("slow")) == (2, 8)
