@@ -113,7 +113,7 @@ _DEFINITIONS: dict[str, Choose] = {
     "names": _some(*_NAMES),
     "peers": _some(*_PEERS),
     "duration": _one("", "30s", "1m30s"),
-    "resources": _one({}, {"limits": {"memory": "1Gi", "cpu": 0.5}}, {"requests": {"memory": 1_073_741_824}}),
+    "resources": _one({}, {"limits": {"memory": "1Gi", "cpu": 0.5}}, {"requests": {"memory": 67_108_864}}),
 }
 
 

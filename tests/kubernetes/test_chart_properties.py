@@ -33,6 +33,8 @@ def test_random_values_give_valid_objects(seed: int, tmp_path: Path) -> None:
     names = [(each["kind"], each["metadata"]["name"], each["metadata"].get("namespace")) for each in manifests]
     assert len(names) == len(set(names))
     for manifest in manifests:
+        labels = manifest["metadata"].get("labels", {}).values()  # their form is not in Kubernetes' schemas
+        assert all(re.fullmatch(r"(?=.{0,63}$)([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?", each) for each in labels)
         if manifest["kind"] not in FOREIGN:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

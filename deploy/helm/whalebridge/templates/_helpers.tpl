@@ -111,7 +111,7 @@ app.kubernetes.io/part-of: whalebridge
 {{- define "whalebridge.metadata" -}}
 {{- $labels := include "whalebridge.labels" .context | fromYaml }}
 {{- with .component }}
-{{- $_ := set $labels "app.kubernetes.io/name" (printf "%s-%s" (include "whalebridge.name" $.context) .) }}
+{{- $_ := set $labels "app.kubernetes.io/name" (printf "%s-%s" (include "whalebridge.name" $.context | trunc 50) .) }}
 {{- end }}
 {{- $given := merge (dict) (default dict .labels) (default dict .context.Values.commonLabels) }}
 {{- $given = include "whalebridge.rendered" (dict "value" $given "context" .context) | fromJson -}}
