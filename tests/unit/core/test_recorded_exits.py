@@ -43,6 +43,7 @@ def listing(*records: RecordedExit, tasks: tuple[Task, ...] = (), only_ids: tupl
         containers={key: pod_metadata(key) for key in keys},
         tasks={each.key: each for each in tasks},
         exits=exits,
+        exits_listed=True,
     )
 
 
@@ -65,6 +66,7 @@ def restarted(tracker: Tracker) -> Tracker:
     values = {key: value for key, value in checkpoint.encode_changes(tracker.changes()) if value is not None}
     other = Tracker(BOOT_ID)
     other.restore(checkpoint.decode(values).entries, set(), moment(20))
+    other.exits_synced = tracker.exits_synced
     return other
 
 
