@@ -62,7 +62,7 @@ class CRI:
             except BridgeError as error:
                 now = self._clock.now().monotonic
                 is_hung = to_seconds(now - called_at) >= seconds
-                if not isinstance(error, TransientError) or is_hung or self._failing or now >= deadline:
+                if not isinstance(error, TransientError) or is_hung or self._failing == "list" or now >= deadline:
                     self._note_failure("list", error)
                     return []
                 await self._clock.sleep(_RETRY_PAUSE_SECONDS)

@@ -69,6 +69,7 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             each.key
             for each in tracker.entries()
             if each.key.namespace == KUBERNETES_NAMESPACE
+            and (each.metadata is None or each.metadata.pod is not None)
             and (each.incarnation or each.state.exited or each.state.evidence)
         ]
         state.pending += tracker.exit_all(state.clock.now())

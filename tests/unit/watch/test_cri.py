@@ -160,6 +160,23 @@ async def test_reboot_does_not_repeat_ended_runs() -> None:
     assert ends(rebooted) == []
 
 
+async def test_reboot_does_not_hide_later_runs_of_other_containers() -> None:
+    client, other = kubernetes_client(), ContainerKey("k8s.io", "nerdctl")
+    client.state.run(other)
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+    client.remove_task(other)
+    async with running_watch(client, checkpoint, boot_id="0b2d4c6e-0000") as rebooted:
+        await rebooted.wait_synced()
+        await asyncio.sleep(10)
+        client.stream.held = True
+        client.state.create_task(other)  # CRI does not know the container, which runs again under its id
+        client.state.start(other)
+        client.state.exit(other, 3)
+        await reconnect(rebooted)
+    assert ends(rebooted)[-1] == ("nerdctl", (3, None))
+
+
 async def test_lost_exit_event_gets_oom_from_cri_while_live() -> None:
     client = kubernetes_client()
     client.state.dropped_topics = {"/tasks/exit", "/tasks/oom", "/tasks/delete"}
@@ -222,6 +239,23 @@ async def test_watch_waits_for_cri_to_be_initialized() -> None:
         asyncio.get_running_loop().call_later(6, client.faults.errors.clear)
         await reconnect(running)
     assert ends(running) == [("web", (7, None))]
+
+
+async def test_watch_waits_for_cri_also_after_a_status_call_failed() -> None:
+    client, next_ = kubernetes_client(), ContainerKey("k8s.io", "next")
+    client.state.create_unseen(next_)
+    client.state.create_task(next_)
+    client.state.start(next_)
+    async with synced_watch(client) as running:
+        client.faults.errors[STATUS, ""] = UNAVAILABLE
+        client.state.exit(next_, 137)
+        await running.eventually(lambda: ends(running))
+        client.faults.errors.clear()
+        end_unseen(client, WEB, 7)
+        client.faults.errors[LIST, ""] = UNAVAILABLE
+        asyncio.get_running_loop().call_later(6, client.faults.errors.clear)
+        await reconnect(running)
+    assert ends(running) == [("next", (137, None)), ("web", (7, None))]
 
 
 @pytest.mark.parametrize("fault", ["denied", "not initialized", "hung", "hung status", "unreadable"])
