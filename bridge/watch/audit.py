@@ -83,7 +83,8 @@ class Auditor:
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
             keys &= self._find_mismatches(listing)
-        queries = [tracker.make_query(key) for key in sorted(keys)]
+        ended = [key for key in listing.exits if key in keys]  # attempts, in the order of creation
+        queries = [tracker.make_query(key) for key in (*ended, *sorted(keys.difference(ended)))]
         metadata = await self._fetch_missing_metadata(sorted(keys - listing.containers.keys()))
         results = await self._connection.query_results(queries)
 

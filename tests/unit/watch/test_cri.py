@@ -231,6 +231,22 @@ async def test_audit_finds_run_whose_events_were_lost() -> None:
     assert running.snapshots()[-1]["reason"] == "audit"
 
 
+async def test_audit_publishes_attempts_in_order() -> None:
+    client = kubernetes_client()
+    *attempts, last = [ContainerKey("k8s.io", id_) for id_ in ("c", "a", "b", "0")]
+    async with synced_watch(client, first_audit_delay=30) as running:
+        for attempt in attempts:
+            await asyncio.sleep(2)
+            client.state.run_unseen(attempt)
+        client.state.dropped_topics = {"/tasks/create", "/tasks/start"}
+        client.state.create_unseen(last)
+        client.state.create_task(last)
+        client.state.start(last)
+        await running.eventually(lambda: ("started", "inferred", "k8s.io/0") in running.transitions)
+    starts = [transition[2] for transition in running.transitions if transition[0] == "started"]
+    assert starts == ["k8s.io/c", "k8s.io/a", "k8s.io/b", "k8s.io/0"]
+
+
 async def test_watch_waits_for_cri_to_be_initialized() -> None:
     client = kubernetes_client()
     async with synced_watch(client) as running:
