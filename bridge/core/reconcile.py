@@ -49,6 +49,7 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
     """
     transitions: list[Transition] = []
     tracker.connect(now)
+    remember_old_exits(tracker, listing, now)
     for metadata in listing.containers.values():
         if _was_recreated(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key), now):
             transitions += tracker.apply_task_state(metadata.key, None, now)
@@ -58,7 +59,6 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
         if metadata.key not in listing.tasks and metadata.key not in listing.exits and _is_young(metadata, now):
             tracker.begin_start_checks(metadata.key, now)
         transitions += tracker.emit_metadata_change(metadata.key, now)
-    remember_old_exits(tracker, listing, now)
     transitions += apply_exits(tracker, listing, listing.exits, now)
     for key in {**listing.containers, **listing.tasks}:
         if not _is_settled(tracker, listing, key):
@@ -87,13 +87,13 @@ def reevaluate_scope(tracker: Tracker, listing: Listing, listed_at: int, now: In
 def find_unknown_exits(tracker: Tracker, listing: Listing) -> list[ContainerKey]:
     """Return the containers that have exited according to CRI, and of whose end the tracker does not know.
 
-    Listed tasks decide. Until CRI's exits are synced, runs that no record has shown are none of the bridge's.
+    Listed tasks decide. Runs from before the bridge watched, which no record has shown, are none of the bridge's.
     """
     unknown = []
     for key in listing.exits:
         entry = tracker.find(key)
         is_running = entry is not None and entry.incarnation is not None
-        is_news = is_running or tracker.has_synced_exits(key.namespace)
+        is_news = is_running or not _may_be_old(tracker, key)
         if is_news and key not in listing.tasks and is_end_unseen(entry):
             unknown.append(key)
     return unknown
@@ -105,18 +105,31 @@ def is_end_unseen(entry: ContainerState | None) -> bool:
 
 
 def remember_old_exits(tracker: Tracker, listing: Listing, now: Instant) -> None:
-    """Remember the exits that CRI lists when it is listed for the first time: they are from before the bridge watched.
+    """Remember the exits from before the bridge watched, which are all that CRI lists when it is first listed.
 
-    Containers of which a task is known are none of these.
+    Exempt are containers of which a task is known, and those that have been created since the bridge watches.
     """
     for key in listing.exits:
         entry = tracker.find(key)
-        if entry is None or entry.metadata is None or tracker.has_synced_exits(key.namespace):
-            continue
-        if entry.incarnation is None and not (entry.state.exited or entry.state.created or entry.state.evidence):
+        exists = key in listing.containers or (entry is not None and entry.metadata is not None)
+        if exists and _may_be_old(tracker, key) and (entry is None or _has_no_task(entry)):
             tracker.apply_recorded_exit(RecordedExit(key), now)
     if listing.exits_listed and KUBERNETES_NAMESPACE not in listing.failed:
         tracker.exits_synced = True
+
+
+def _may_be_old(tracker: Tracker, key: ContainerKey) -> bool:
+    """Return whether an exit that CRI lists may be from before the bridge watched, or before CRI was listed."""
+    if tracker.has_synced_exits(key.namespace):
+        return False
+    entry = tracker.find(key)
+    return not tracker.has_synced(key.namespace) or (entry is not None and entry.metadata is not None)
+
+
+def _has_no_task(entry: ContainerState) -> bool:
+    """Return whether no task of a container is known."""
+    state = entry.state
+    return entry.incarnation is None and not (state.exited or state.created or state.evidence)
 
 
 def apply_exits(tracker: Tracker, listing: Listing, keys: Iterable[ContainerKey], now: Instant) -> list[Transition]:

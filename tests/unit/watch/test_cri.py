@@ -104,12 +104,13 @@ async def test_exits_of_first_response_are_from_before_the_bridge(fault: str) ->
         client.faults.release()
         await asyncio.sleep(100)
         checkpoint = dict(running.outbox.checkpoint)
+    client.state.run_unseen(ContainerKey("k8s.io", "next"), 4)  # also with an earlier version, this one is new
     async with running_watch(client, checkpoint) as restarted:
         await restarted.wait_synced()
-        client.state.run_unseen(ContainerKey("k8s.io", "next"), 4)
+        client.state.run_unseen(ContainerKey("k8s.io", "last"), 5)
         await reconnect(restarted)
     assert ends(running) == []
-    assert ends(restarted) == [("next", (4, None))]
+    assert ends(restarted) == [("next", (4, None)), ("last", (5, None))]
 
 
 async def test_exits_that_an_earlier_version_forgot_are_not_repeated() -> None:
