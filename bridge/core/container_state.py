@@ -60,8 +60,9 @@ class CreatedTask(Struct, frozen=True, array_like=True, gc=False):
 
 
 class ExitedTask(Struct, frozen=True, array_like=True, gc=False):
-    """The newest task of a pid that is known to have exited; pid 0: its pid is unknown, so that it may be any.
+    """The newest task of a pid that is known to have exited.
 
+    pid 0: its pid is unknown, so that it may be any; if ``until`` is 0 as well, it was a task before a reboot.
     ``exited_at`` is None if unknown. Events of this pid up to ``until`` (wall clock), the newest known time of the
     task, belong to it or to an earlier one; later events belong to another task that has got the same pid.
     """
@@ -169,7 +170,7 @@ class TaskState(Struct, frozen=True, gc=False):  # like all that it contains, it
         for each in self.exited:
             if each.pid == pid:
                 return each
-            if not each.pid:
+            if not each.pid and each.until:
                 unknown = each
         return unknown
 

@@ -15,7 +15,7 @@ from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
 from bridge.core.container_metadata import KUBERNETES_NAMESPACE
 from bridge.core.container_state import ContainerState
-from bridge.core.containerd_model import Engine, RecordedExit
+from bridge.core.containerd_model import Engine, Instant, RecordedExit
 from bridge.core.ports import StoredCheckpoint
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import SnapshotReason, SourcePosition
@@ -69,14 +69,13 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             each.key
             for each in tracker.entries()
             if each.key.namespace == KUBERNETES_NAMESPACE
-            and (each.metadata is None or each.metadata.pod is not None)
             and (each.incarnation or each.state.exited or each.state.evidence)
         ]
         state.pending += tracker.exit_all(state.clock.now())
         state.tracker.restore(states, set(), state.clock.now())  # all containers that run now are new
         state.tracker.exits_synced = tracker.exits_synced
-        for key in known:  # CRI still remembers these runs, and starts none of the containers again
-            state.tracker.apply_recorded_exit(RecordedExit(key), state.clock.now())
+        for key in known:  # CRI still remembers these runs, of which there are no more events
+            state.tracker.apply_recorded_exit(RecordedExit(key), Instant(0, 0))
         kept_keys = {checkpoint.metadata_key(each.key) for each in states}
         obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
     return _begin_source(state, engine, epoch, obsolete_keys, header.filter_fingerprint)
