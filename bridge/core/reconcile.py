@@ -138,7 +138,8 @@ def _is_settled(tracker: Tracker, listing: Listing, key: ContainerKey) -> bool:
     """Return whether CRI confirms that the known exit is the last change of a container."""
     if key not in listing.exits or key in listing.tasks or (entry := tracker.find(key)) is None:
         return False
-    return not entry.touched and entry.incarnation is None and bool(entry.state.exited) and not entry.state.evidence
+    state = entry.state
+    return not entry.touched and state.running is None and not state.unknown and bool(state.exited and not state.evidence)
 
 
 def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
