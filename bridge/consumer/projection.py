@@ -270,8 +270,8 @@ class SourceProjection:
                 self._heartbeat_interval = record.heartbeat.interval
             self._last_heartbeat_at = record.timestamp
             return None
-        if position < self._position:
-            return None
+        if position < self._position or (position == self._position and self.retired is not None):
+            return None  # the source is alive, or this is a repetition
         removed = self.running
         self._position, self.retired = position, record.retired or Retired()
         self._baselines, self._snapshot_start = _Baselines(position), None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
 _CLOCK_TOLERANCE = timedelta(minutes=5)  # a broker's clock may differ from a node's by this
-_log = logging.getLogger("whalebridge")
+_logger = logging.getLogger("bridge.consumer")
 
 
 class Running(NamedTuple):
@@ -144,7 +144,7 @@ def pod_name(container: Container) -> str | None:
 
 
 def _warn(text: str) -> None:
-    _log.warning("%s", text)
+    _logger.warning("%s", text)  # of the program that uses this library; whalebridge itself passes ``notify``
 
 
 async def follow(

@@ -178,7 +178,7 @@ def test_retired_source_has_no_containers_until_it_returns() -> None:
     (change,) = apply(state, retirement(started[-1]))
     assert (set(change.removed), ids(state)) == ({"shop/a"}, set())
     assert info(state).retired == Retired("node deleted", "ops@bastion")
-    assert apply(state, *started) == []
+    assert apply(state, *started, retirement(started[-1])) == []
     apply(state, *snapshot(1, "b", epoch=EPOCH + 1))
     assert (info(state).retired, info(state).complete, ids(state)) == (None, True, {"shop/b"})
     assert apply(state, retirement(started[-1])) == [], "later records are known"
