@@ -133,7 +133,13 @@ class State:
 
     @property
     def start_position(self) -> StartPosition:
-        """Where to begin reading records after those in the state, if there are no positions."""
+        """Where to begin reading a target that has no positions.
+
+        A state from a table ends at its oldest watermark. A state that has records of another target says nothing about
+        this one.
+        """
+        if self.positions:
+            return "beginning"
         oldest = min((each.watermark for each in self.sources()), default=_EARLIEST)
         return "beginning" if oldest < _EARLIEST + _CLOCK_TOLERANCE else oldest - _CLOCK_TOLERANCE
 
@@ -177,7 +183,8 @@ async def follow(
 
     state = State() if state is None else state
     reader = _create_reader(target, state.start_position, config, wait=wait)
-    reader.position = state.positions.get(target, {})
+    # Also before the first batch is processed: a state that is saved then does not end at its watermark.
+    reader.position = state.positions.setdefault(target, {})
     async with aclosing(read_records(reader, SystemClock(), notify)) as batches:
         async for batch in batches:
             for each in batch:
