@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from contextlib import aclosing
@@ -124,6 +125,21 @@ def test_source_is_stale_after_three_heartbeat_intervals() -> None:
     state.apply(*decode(heartbeat_record(last, at + 60 * 10**9, 2, 1.0).data))
     minimum = datetime.fromtimestamp(at / 10**9 + 120, UTC)
     assert [info(state, minimum + timedelta(seconds=each)).stale for each in (0, 1)] == [False, True]
+
+
+@pytest.mark.parametrize(("interval", "stale"), [(1e300, False), (-1e300, True)])
+def test_heartbeat_with_impossible_interval_is_harmless(interval: float, *, stale: bool) -> None:
+    state = State()
+    state.apply(*decode(heartbeat_record(record(3), 0, 1, interval).data))
+    assert info(state).stale is stale
+
+
+@pytest.mark.parametrize("timestamp", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "soon"])
+def test_record_with_impossible_timestamp_is_harmless(timestamp: str) -> None:
+    state = State()
+    state.apply(*decode(msgspec.json.encode(msgspec.json.decode(record(1).data) | {"timestamp": timestamp})))
+    assert info(state).watermark == datetime.min.replace(tzinfo=UTC)
+    assert state.start_position == "beginning"
 
 
 def test_source_names_missing_and_altered_records() -> None:
@@ -282,6 +298,28 @@ async def test_consumer_killed_at_any_point_resumes_exactly(topic: Path, tmp_pat
     assert ended
     assert results == [(EPOCH, sequence) for sequence in range(1, 303)]
     assert len(state.containers()) == 100
+
+
+@pytest.mark.real_time
+async def test_second_target_is_read_from_its_beginning(topic: Path, tmp_path: Path) -> None:
+    """The time of what is known of other sources says nothing about the records of this target."""
+    other, state = tmp_path / "other.jsonl", State()
+    other.write_bytes(b"")
+    (rotated := tmp_path / "other.jsonl.1").write_bytes(record(1, "present", id_="old", host="node-2").data + b"\n")
+    os.utime(rotated, (1, 1))
+    for path in (topic, other):
+        async for _ in follow(f"file:{path}", state, wait=False):
+            pass
+    assert [each.id for each in state.containers(host="node-2")] == ["shop/old"]
+
+
+@pytest.mark.real_time
+async def test_consumer_killed_in_first_batch_reads_from_beginning(topic: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "state"
+    async with aclosing(follow(f"file:{topic}", state := State(), wait=False)) as changes:
+        await anext(changes)
+        state.save(saved)
+    assert State.load(saved).start_position == "beginning"
 
 
 @pytest.mark.real_time
