@@ -270,8 +270,8 @@ class SourceProjection:
                 self._heartbeat_interval = record.heartbeat.interval
             self._last_heartbeat_at = record.timestamp
             return None
-        if position < self._position:
-            return None
+        if position < self._position or (position == self._position and self.retired is not None):
+            return None  # the source is alive, or this is a repetition
         removed = self.running
         self._position, self.retired = position, record.retired or Retired()
         self._baselines, self._snapshot_start = _Baselines(position), None
@@ -334,7 +334,8 @@ class SourceProjection:
     def _is_stale(self, watermark: datetime, now: datetime) -> bool | None:
         if self._heartbeat_interval is None:
             return None
-        return now - watermark > max(STALE_MINIMUM, STALE_INTERVALS * timedelta(seconds=self._heartbeat_interval))
+        silence = (now - watermark).total_seconds()  # an interval may be larger than a timedelta
+        return silence > max(STALE_MINIMUM.total_seconds(), STALE_INTERVALS * self._heartbeat_interval)
 
     def _is_complete(self, missing: list[SequenceRange]) -> bool:
         start = self._snapshot_start
@@ -423,6 +424,6 @@ def _parse_time(text: str) -> datetime:
     """Parse a record's timestamp; an invalid one is the earliest time."""
     try:
         parsed = datetime.fromisoformat(text)
-    except ValueError:
+        return parsed.astimezone(UTC) if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
         return _UNKNOWN_TIME
-    return parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)

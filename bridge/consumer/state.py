@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _FORMAT = 1
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
 _CLOCK_TOLERANCE = timedelta(minutes=5)  # a broker's clock may differ from a node's by this
-_log = logging.getLogger("whalebridge")
+_logger = logging.getLogger("bridge.consumer")
 
 
 class Running(NamedTuple):
@@ -133,7 +133,13 @@ class State:
 
     @property
     def start_position(self) -> StartPosition:
-        """Where to begin reading records after those in the state, if there are no positions."""
+        """Where to begin reading a target that has no positions.
+
+        A state from a table ends at its oldest watermark. A state that has records of another target says nothing about
+        this one.
+        """
+        if self.positions:
+            return "beginning"
         oldest = min((each.watermark for each in self.sources()), default=_EARLIEST)
         return "beginning" if oldest < _EARLIEST + _CLOCK_TOLERANCE else oldest - _CLOCK_TOLERANCE
 
@@ -144,7 +150,7 @@ def pod_name(container: Container) -> str | None:
 
 
 def _warn(text: str) -> None:
-    _log.warning("%s", text)
+    _logger.warning("%s", text)  # of the program that uses this library; whalebridge itself passes ``notify``
 
 
 async def follow(
@@ -177,7 +183,8 @@ async def follow(
 
     state = State() if state is None else state
     reader = _create_reader(target, state.start_position, config, wait=wait)
-    reader.position = state.positions.get(target, {})
+    # Also before the first batch is processed: a state that is saved then does not end at its watermark.
+    reader.position = state.positions.setdefault(target, {})
     async with aclosing(read_records(reader, SystemClock(), notify)) as batches:
         async for batch in batches:
             for each in batch:

@@ -1,4 +1,4 @@
-"""The folds of this project, run against the conformance vectors as they are in `conformance`."""
+"""The folds of this project, run against the conformance vectors as they are in `topics`."""
 
 from __future__ import annotations
 

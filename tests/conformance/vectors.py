@@ -26,7 +26,7 @@ from bridge.core.records import LossReason, Record, SnapshotReason, SourcePositi
 from bridge.core.time import SECOND
 from sinks.cloudevents import envelope
 
-DIRECTORY = Path(__file__).parents[2] / "conformance"
+DIRECTORY = Path(__file__).parent / "topics"
 HOST, ENGINE = "node-1", "c79d280c-f53d-4f0e-9d3e-0a1b2c3d4e5f"
 E1, E2, E3 = 1_795_636_000_000, 1_795_636_100_000, 1_795_636_200_000
 BEGIN = 1_795_636_000 * SECOND

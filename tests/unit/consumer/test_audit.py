@@ -99,7 +99,7 @@ def test_missing_records_are_named_with_the_time_around_them() -> None:
     assert findings(topic(*records[:-1], loss_record(record(6), 5), records[-1])) == []
 
 
-def test_records_in_another_order_are_accepted_if_order_is_not_promised() -> None:
+def test_records_out_of_order_are_accepted_if_none_is_promised() -> None:
     first, second, *rest = topic(*snapshot(1), record(3), record(4, "paused"))
     assert findings([second, first, *rest], ordered=False) == []
     assert findings([second, first, *rest]) == [("order", 1, 1)]

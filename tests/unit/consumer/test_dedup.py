@@ -46,7 +46,7 @@ def test_loss_with_invalid_range_counts_as_its_own_position(lost: Lost) -> None:
 
 
 @pytest.mark.parametrize("type_", ["heartbeat", "source_retired"])
-def test_deduplicator_always_accepts_records_without_own_position(type_: str) -> None:
+def test_deduplicator_accepts_records_without_own_position(type_: str) -> None:
     deduplicator = Deduplicator()
     assert deduplicator.accept(record_at(1, 1))
     assert [deduplicator.accept(record_at(1, 1, type_=type_)) for _ in range(2)] == [True, True]

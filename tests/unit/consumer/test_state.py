@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from contextlib import aclosing
@@ -126,6 +127,21 @@ def test_source_is_stale_after_three_heartbeat_intervals() -> None:
     assert [info(state, minimum + timedelta(seconds=each)).stale for each in (0, 1)] == [False, True]
 
 
+@pytest.mark.parametrize(("interval", "stale"), [(1e300, False), (-1e300, True)])
+def test_heartbeat_with_impossible_interval_is_harmless(interval: float, *, stale: bool) -> None:
+    state = State()
+    state.apply(*decode(heartbeat_record(record(3), 0, 1, interval).data))
+    assert info(state).stale is stale
+
+
+@pytest.mark.parametrize("timestamp", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "soon"])
+def test_record_with_impossible_timestamp_is_harmless(timestamp: str) -> None:
+    state = State()
+    state.apply(*decode(msgspec.json.encode(msgspec.json.decode(record(1).data) | {"timestamp": timestamp})))
+    assert info(state).watermark == datetime.min.replace(tzinfo=UTC)
+    assert state.start_position == "beginning"
+
+
 def test_source_names_missing_and_altered_records() -> None:
     state = State()
     apply(state, *snapshot(1, "a"), record(5), record(5, name="other"), record(7))
@@ -178,7 +194,7 @@ def test_retired_source_has_no_containers_until_it_returns() -> None:
     (change,) = apply(state, retirement(started[-1]))
     assert (set(change.removed), ids(state)) == ({"shop/a"}, set())
     assert info(state).retired == Retired("node deleted", "ops@bastion")
-    assert apply(state, *started) == []
+    assert apply(state, *started, retirement(started[-1])) == []
     apply(state, *snapshot(1, "b", epoch=EPOCH + 1))
     assert (info(state).retired, info(state).complete, ids(state)) == (None, True, {"shop/b"})
     assert apply(state, retirement(started[-1])) == [], "later records are known"
@@ -282,6 +298,28 @@ async def test_consumer_killed_at_any_point_resumes_exactly(topic: Path, tmp_pat
     assert ended
     assert results == [(EPOCH, sequence) for sequence in range(1, 303)]
     assert len(state.containers()) == 100
+
+
+@pytest.mark.real_time
+async def test_second_target_is_read_from_its_beginning(topic: Path, tmp_path: Path) -> None:
+    """The time of what is known of other sources says nothing about the records of this target."""
+    other, state = tmp_path / "other.jsonl", State()
+    other.write_bytes(b"")
+    (rotated := tmp_path / "other.jsonl.1").write_bytes(record(1, "present", id_="old", host="node-2").data + b"\n")
+    os.utime(rotated, (1, 1))
+    for path in (topic, other):
+        async for _ in follow(f"file:{path}", state, wait=False):
+            pass
+    assert [each.id for each in state.containers(host="node-2")] == ["shop/old"]
+
+
+@pytest.mark.real_time
+async def test_consumer_killed_in_first_batch_reads_from_beginning(topic: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "state"
+    async with aclosing(follow(f"file:{topic}", state := State(), wait=False)) as changes:
+        await anext(changes)
+        state.save(saved)
+    assert State.load(saved).start_position == "beginning"
 
 
 @pytest.mark.real_time

@@ -361,7 +361,7 @@ def test_retirement_has_position_of_last_record_and_unique_id() -> None:
     assert "heartbeat" not in document
 
 
-def test_other_records_have_no_keys_of_heartbeats_and_retirements() -> None:
+def test_other_records_lack_keys_of_heartbeats_and_retirements() -> None:
     encoder = make_encoder()
     records = [*encoder.encode_snapshot(GAP, COVERAGE, [], [present_transition()], AT)]
     records.append(lost_record(records[-1], 1, "overflow", AT))
