@@ -170,7 +170,7 @@ class TaskState(Struct, frozen=True, gc=False):  # like all that it contains, it
         for each in self.exited:
             if each.pid == pid:
                 return each
-            if not each.pid and each.until:
+            if not each.pid:
                 unknown = each
         return unknown
 
@@ -189,7 +189,7 @@ class TaskState(Struct, frozen=True, gc=False):  # like all that it contains, it
     def is_known_exit(self, task: Task) -> bool:
         """Return whether the exit of a stopped task is known, rather than that of an earlier one with the same pid."""
         exited = self.find_exited(task.pid)
-        if exited is None or exited.exited_at is None or task.exited_at is None:
+        if exited is None or task.exited_at is None or (exited.pid and exited.exited_at is None):
             return exited is not None
         return task.exited_at <= exited.until
 

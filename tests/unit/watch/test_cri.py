@@ -179,7 +179,25 @@ async def test_reboot_does_not_hide_later_runs_of_other_containers() -> None:
         client.state.start(other)
         client.state.exit(other, 3)
         await reconnect(rebooted)
+        client.remove_task(other)
+        await asyncio.sleep(10)
+        client.state.create_task(other)
+        client.state.start(other)
+        await rebooted.eventually(lambda: ("started", "live", "k8s.io/nerdctl") in rebooted.transitions)
     assert ends(rebooted)[-1] == ("nerdctl", (3, None))
+
+
+async def test_late_exit_from_before_a_reboot_is_not_a_run() -> None:
+    client = kubernetes_client()
+    pid = client.state.task(WEB).pid
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+    end_unseen(client, WEB, 255)
+    async with running_watch(client, checkpoint, boot_id="0b2d4c6e-0000") as rebooted:
+        await rebooted.wait_synced()
+        client.state.publish_exit(WEB, pid, 137)  # containerd cleans up after a shim that is gone
+        await asyncio.sleep(100)
+    assert ends(rebooted) == [("web", (None, None))]
 
 
 async def test_lost_exit_event_gets_oom_from_cri_while_live() -> None:
