@@ -50,8 +50,8 @@ class SourceId(Struct, frozen=True, order=True):
 class CheckpointHeader(Struct, frozen=True):
     """Header of the checkpoint: the source, boot and filters under which its containers were watched.
 
-    ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces``: see
-    ``Tracker.unsynced_namespaces``.
+    ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces`` and
+    ``exits_synced``: see ``Tracker``.
     """
 
     host: str
@@ -59,6 +59,7 @@ class CheckpointHeader(Struct, frozen=True):
     boot_id: str
     filter_fingerprint: str
     unsynced_namespaces: list[str] | None
+    exits_synced: bool = False
 
     @property
     def source(self) -> SourceId:

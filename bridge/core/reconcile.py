@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct, field
 
+from bridge.core.container_metadata import KUBERNETES_NAMESPACE
 from bridge.core.container_state import ContainerState, PendingExit, Transition
 from bridge.core.containerd_model import ContainerKey, Instant, Metadata, RecordedExit, Task, TaskStatus
 from bridge.core.start_checks import START_CHECKED_NS
@@ -22,7 +23,7 @@ class Listing(Struct):
     """containerd's listing, namespace by namespace; it says nothing about the namespaces in ``failed``.
 
     ``excluded`` are the namespaces that are not watched. ``exits`` are the containers that have exited according to
-    CRI, in the order of creation, with its records where they were requested.
+    CRI, in the order of creation, with its records where they were requested; ``exits_listed``: CRI has responded.
     """
 
     namespaces: list[str] = field(default_factory=list)
@@ -31,6 +32,7 @@ class Listing(Struct):
     tasks: dict[ContainerKey, Task] = field(default_factory=dict)
     excluded: list[str] = field(default_factory=list)
     exits: dict[ContainerKey, RecordedExit | None] = field(default_factory=dict)
+    exits_listed: bool = False
 
 
 def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_changed: bool = False) -> list[Transition]:
@@ -56,6 +58,7 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
         if metadata.key not in listing.tasks and metadata.key not in listing.exits and _is_young(metadata, now):
             tracker.begin_start_checks(metadata.key, now)
         transitions += tracker.emit_metadata_change(metadata.key, now)
+    remember_old_exits(tracker, listing, now)
     transitions += apply_exits(tracker, listing, listing.exits, now)
     for key in {**listing.containers, **listing.tasks}:
         if not _is_settled(tracker, listing, key):
@@ -84,13 +87,14 @@ def reevaluate_scope(tracker: Tracker, listing: Listing, listed_at: int, now: In
 def find_unknown_exits(tracker: Tracker, listing: Listing) -> list[ContainerKey]:
     """Return the containers that have exited according to CRI, and of whose end the tracker does not know.
 
-    Listed tasks decide. In a namespace that is not synced, runs that no record has shown are none of the bridge's.
+    Listed tasks decide. Until CRI's exits are synced, runs that no record has shown are none of the bridge's.
     """
     unknown = []
     for key in listing.exits:
         entry = tracker.find(key)
         is_running = entry is not None and entry.incarnation is not None
-        if key not in listing.tasks and is_end_unseen(entry) and (is_running or tracker.has_synced(key.namespace)):
+        is_news = is_running or tracker.has_synced_exits(key.namespace)
+        if is_news and key not in listing.tasks and is_end_unseen(entry):
             unknown.append(key)
     return unknown
 
@@ -100,19 +104,31 @@ def is_end_unseen(entry: ContainerState | None) -> bool:
     return entry is None or not (entry.state.exited or entry.state.find(PendingExit))
 
 
+def remember_old_exits(tracker: Tracker, listing: Listing, now: Instant) -> None:
+    """Remember the exits that CRI lists when it is listed for the first time: they are from before the bridge watched.
+
+    Containers of which a task is known are none of these.
+    """
+    for key in listing.exits:
+        entry = tracker.find(key)
+        if entry is None or entry.metadata is None or tracker.has_synced_exits(key.namespace):
+            continue
+        if entry.incarnation is None and not (entry.state.exited or entry.state.created or entry.state.evidence):
+            tracker.apply_recorded_exit(RecordedExit(key), now)
+    if listing.exits_listed and KUBERNETES_NAMESPACE not in listing.failed:
+        tracker.exits_synced = True
+
+
 def apply_exits(tracker: Tracker, listing: Listing, keys: Iterable[ContainerKey], now: Instant) -> list[Transition]:
     """Return the transitions that follow from CRI's records of exits: those that were missed, in the order of creation.
 
-    Containers with events in the window are left to task queries. In a namespace that is not synced, the exits are
-    those from before the bridge watched.
+    Containers with events in the window are left to task queries.
     """
     transitions: list[Transition] = []
     for key in keys:
         entry, recorded = tracker.find(key), listing.exits[key]
         if entry is None or entry.touched or entry.metadata is None or key in listing.tasks or not is_end_unseen(entry):
             continue
-        if recorded is None and not tracker.has_synced(key.namespace) and entry.incarnation is None:
-            recorded = RecordedExit(key)
         if recorded is not None:
             transitions += tracker.apply_recorded_exit(recorded, now)
     return transitions
@@ -122,7 +138,8 @@ def _is_settled(tracker: Tracker, listing: Listing, key: ContainerKey) -> bool:
     """Return whether CRI confirms that the known exit is the last change of a container."""
     if key not in listing.exits or key in listing.tasks or (entry := tracker.find(key)) is None:
         return False
-    return not entry.touched and entry.incarnation is None and bool(entry.state.exited) and not entry.state.evidence
+    state = entry.state
+    return not entry.touched and state.running is None and not state.unknown and bool(state.exited and not state.evidence)
 
 
 def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:

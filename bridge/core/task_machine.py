@@ -333,7 +333,8 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
         return state
     moment = _moment_if_on_time(state, event.at, now)
     if moment is None or exited is not None:
-        expected = state.expects_start(pid) and (moment is not None or exited is None)
+        # A task of unknown pid that has exited is that of a container of CRI, which has no other task.
+        expected = state.expects_start(pid) and (exited is None or (moment is not None and exited.pid != 0))
         if moment is None or not expected:
             effects.append(_QUERY_NOW)
         if not expected:

@@ -84,10 +84,13 @@ class Tracker:
     Args:
         boot_id: The boot id of the host, part of each incarnation id.
         additional_events: The optional event types to emit.
+
+    ``exits_synced``: CRI's exited containers have been listed, so that another one is new.
     """
 
     def __init__(self, boot_id: str, additional_events: Collection[AdditionalEventType] = ()) -> None:
         self.counts: Counter[str] = Counter()
+        self.exits_synced = False
         self._store = ContainerStore()
         self._emitter = TransitionEmitter(self._store, boot_id, additional_events)
         self._scheduled_queries: Schedule[ContainerKey] = Schedule()
@@ -315,6 +318,10 @@ class Tracker:
         """Return whether a namespace is synced, so that an unknown container in it is new (client-go's HasSynced)."""
         return self._store.has_synced(namespace)
 
+    def has_synced_exits(self, namespace: str) -> bool:
+        """Return whether an unknown container of CRI that has exited is new."""
+        return self.exits_synced and self.has_synced(namespace)
+
     def mark_synced(self, failed: set[str]) -> None:
         """Set all namespaces but the failed ones to synced: a snapshot is complete, so unknown containers are new."""
         self._store.mark_synced(failed)
@@ -403,6 +410,7 @@ class Tracker:
         self._remove_all(lambda key: not is_watched(key.namespace))
         self._store.apply_label_rules(rules)
         self._store.unsynced_namespaces = None
+        self.exits_synced = False
 
     def apply_label_rules(self, rules: LabelRules) -> None:
         """Keep only labels that the rules keep, also in metadata that is still being fetched."""

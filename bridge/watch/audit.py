@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Metadata
 from bridge.core.errors import BridgeError
-from bridge.core.reconcile import Listing, find_mismatches, find_unknown_exits, reevaluate_scope
+from bridge.core.reconcile import Listing, find_mismatches, find_unknown_exits, reevaluate_scope, remember_old_exits
 from bridge.core.record_encoder import Gap
 from bridge.core.records import SnapshotReason
 from bridge.core.time import MILLISECOND, SECOND, from_seconds, to_seconds
@@ -78,6 +78,7 @@ class Auditor:
         if filters_changed:
             self._connection.unlisted_namespaces = set(listing.failed)
         listing.exits = dict.fromkeys(await state.cri.exited_containers())
+        listing.exits_listed = state.cri.responds
         keys = self._find_mismatches(listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
@@ -89,6 +90,7 @@ class Auditor:
         def finish() -> None:
             current_gap = self._begin_epoch(gap, request)
             repairs = self._apply_filters(settings.filter_fingerprint, listing, gap) if filters_changed else []
+            remember_old_exits(tracker, listing, self._clock.now())
             self._publish(current_gap, listing, repairs + self._connection.apply_results(results, metadata), request)
 
         state.event_queue.put_call(finish)

@@ -72,6 +72,11 @@ class CRI:
         self._note_success("list")
         return exited
 
+    @property
+    def responds(self) -> bool:
+        """Return whether CRI has responded to the last list call, and has not failed since."""
+        return self._responds
+
     def may_know(self, key: ContainerKey) -> bool:
         """Return whether CRI responds and may know a container."""
         return self._responds and key.namespace == KUBERNETES_NAMESPACE and self._settings().uses_cri

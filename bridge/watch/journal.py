@@ -29,7 +29,7 @@ class Journal:
 
     Args:
         state: Its tracker and its watermark are persisted with the records.
-        header: The header of the checkpoint; its ``unsynced_namespaces`` are replaced by the tracker's.
+        header: The header of the checkpoint; ``unsynced_namespaces`` and ``exits_synced`` are the tracker's.
         epoch: The epoch of the first record.
         obsolete_keys: Keys to remove from the checkpoint.
 
@@ -159,7 +159,11 @@ class Journal:
         changes, self._obsolete_keys = self._obsolete_keys, {}
         changes.update(checkpoint.encode_changes(tracker.changes()))
         unsynced = tracker.unsynced_namespaces
-        header = replace(self.header, unsynced_namespaces=None if unsynced is None else sorted(unsynced))
+        header = replace(
+            self.header,
+            unsynced_namespaces=None if unsynced is None else sorted(unsynced),
+            exits_synced=tracker.exits_synced,
+        )
         encoded = checkpoint.encode_header(header)
         if encoded != self._saved_header:
             changes[checkpoint.HEADER_KEY] = self._saved_header = encoded

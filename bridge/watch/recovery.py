@@ -73,6 +73,7 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
         ]
         state.pending += tracker.exit_all(state.clock.now())
         state.tracker.restore(states, set(), state.clock.now())  # all containers that run now are new
+        state.tracker.exits_synced = tracker.exits_synced
         for key in known:  # CRI still remembers these runs, and starts none of the containers again
             state.tracker.apply_recorded_exit(RecordedExit(key), state.clock.now())
         kept_keys = {checkpoint.metadata_key(each.key) for each in states}
@@ -85,6 +86,7 @@ def _restore_tracker(state: WatchState, header: CheckpointHeader, entries: list[
     tracker, settings = Tracker(header.boot_id, state.settings.additional_events), state.settings
     unsynced = None if header.unsynced_namespaces is None else set(header.unsynced_namespaces)
     tracker.restore(entries, unsynced, state.clock.now())
+    tracker.exits_synced = header.exits_synced
     if header.filter_fingerprint != settings.filter_fingerprint:
         _log.info("filters_changed", containers=len(entries))
         tracker.apply_filters(settings.namespace_filter, settings.label_rules)

@@ -48,6 +48,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     gap = Gap(reason, since, state.clock.now().wall)
     listing = await list_containers(state.client, state.clock, settings)
     listing.exits = dict.fromkeys(await state.cri.exited_containers())
+    listing.exits_listed = state.cri.responds
     listing.exits |= await state.cri.recorded_exits(find_unknown_exits(state.tracker, listing))
     watermark = await connection.pass_marker()  # high watermark
 

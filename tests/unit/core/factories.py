@@ -113,6 +113,7 @@ def synced_tracker() -> Tracker:
     """Return a tracker whose namespaces are all synced and empty, so that every container that appears is new."""
     tracker = ImmediateTracker(BOOT_ID)
     tracker.mark_synced(set())
+    tracker.exits_synced = True
     return tracker
 
 

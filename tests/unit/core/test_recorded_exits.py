@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from bridge.core import checkpoint
 from bridge.core.container_state import ExitInfo, Transition
 from bridge.core.containerd_model import ContainerKey, Metadata, PodReference, RecordedExit, Task, TaskOOM
-from bridge.core.reconcile import Listing, find_unknown_exits, reconcile
+from bridge.core.reconcile import Listing, find_unknown_exits, has_unconfirmed, reconcile
 from bridge.core.tracker import Tracker
 from tests.unit.core.factories import (
     BOOT_ID,
@@ -43,6 +43,7 @@ def listing(*records: RecordedExit, tasks: tuple[Task, ...] = (), only_ids: tupl
         containers={key: pod_metadata(key) for key in keys},
         tasks={each.key: each for each in tasks},
         exits=exits,
+        exits_listed=True,
     )
 
 
@@ -65,6 +66,7 @@ def restarted(tracker: Tracker) -> Tracker:
     values = {key: value for key, value in checkpoint.encode_changes(tracker.changes()) if value is not None}
     other = Tracker(BOOT_ID)
     other.restore(checkpoint.decode(values).entries, set(), moment(20))
+    other.exits_synced = tracker.exits_synced
     return other
 
 
@@ -169,6 +171,35 @@ def test_run_unseen_is_published_once_across_restarts() -> None:
     assert [each.incarnation for each in reconcile(killed, listing(RECORD), moment(40))] == [
         each.incarnation for each in first
     ]
+
+
+def test_delayed_events_of_run_unseen_start_no_other_run() -> None:
+    tracker = reconnected(synced_tracker())
+    reconcile(tracker, listing(RECORD), moment(5))  # CRI waits for exits itself, and may know of them before events
+    transitions: list[Transition] = []
+    for event in (created(6, 10, POD), started(6, 10.1, POD), replace(exited(6, 10.2, 3, key=POD), exited_at=wall(4))):
+        transitions += tracker.process_event(event, moment(10.3))
+    transitions += answered(tracker)
+    assert transitions == []
+
+
+def answered(tracker: Tracker) -> list[Transition]:
+    """Return what follows when the due queries find no task."""
+    return [
+        each
+        for query in tracker.due_queries(moment(60))
+        for each in tracker.apply_query_result(query, None, moment(60))
+    ]
+
+
+def test_settled_container_is_queried_if_its_state_is_unknown() -> None:
+    tracker = running_tracker()
+    tracker.process_event(exited(5, 1, key=POD), moment(1))
+    tracker.query_failed(tracker.make_query(POD))
+    tracker = reconnected(tracker)
+    assert reconcile(tracker, listing(only_ids=(POD,)), moment(10)) == []
+    assert answered(tracker) == []
+    assert not has_unconfirmed(tracker)
 
 
 def test_late_events_of_run_unseen_change_nothing() -> None:

@@ -91,6 +91,40 @@ async def test_baseline_requests_no_records() -> None:
     assert client.calls["recorded_exit"] == 0
 
 
+@pytest.mark.parametrize("fault", ["not initialized", "hung", "off"])
+async def test_exits_of_first_response_are_from_before_the_bridge(fault: str) -> None:
+    client = kubernetes_client()
+    client.state.run_unseen(JOB, 3)
+    if fault == "not initialized":
+        client.faults.errors[LIST, ""] = UNAVAILABLE
+    elif fault == "hung":
+        client.faults.hang(LIST)
+    async with synced_watch(client, first_audit_delay=30, uses_cri=fault != "off") as running:
+        client.faults.errors.clear()
+        client.faults.release()
+        await asyncio.sleep(100)
+        checkpoint = dict(running.outbox.checkpoint)
+    async with running_watch(client, checkpoint) as restarted:
+        await restarted.wait_synced()
+        client.state.run_unseen(ContainerKey("k8s.io", "next"), 4)
+        await reconnect(restarted)
+    assert ends(running) == []
+    assert ends(restarted) == [("next", (4, None))]
+
+
+async def test_exits_that_an_earlier_version_forgot_are_not_repeated() -> None:
+    client = kubernetes_client()
+    async with synced_watch(client, uses_cri=False) as running:
+        client.state.exit(WEB, 1)
+        client.state.delete_task(WEB)
+        await running.eventually(lambda: ends(running))
+        checkpoint = dict(running.outbox.checkpoint)
+    checkpoint = {key: value for key, value in checkpoint.items() if not key.startswith("state")}  # after a reboot
+    async with running_watch(client, checkpoint) as restarted:
+        await restarted.wait_synced()
+    assert ends(restarted) == []
+
+
 async def test_restart_publishes_run_once_after_kill() -> None:
     client = kubernetes_client()
     async with synced_watch(client) as running:
