@@ -125,28 +125,31 @@ async def _retire(reader: Reader, settings: Readable, request: _Request) -> None
 
     logs.silence()
     now = datetime.now(UTC)
+
+    async def publish(records: list[Record]) -> None:
+        if records and not request.dry_run:
+            await _publish(settings, records)
+
     try:
         sources = [each for each in await _read_sources(reader, now) if request.names(each[0])]
         if request.source is not None and not sources:
             raise CommandError(f"no source {request.source}; audit lists the sources")
         alive = [each for each in sources if each[0].retired is None]
         chosen = [each for each in alive if not request.spares(each[0], now)]
+        at = int(now.timestamp() * 1_000_000) * 1000
+        await publish([retirement_record(last, request.reason, request.by, at) for _, last in chosen])
+        for info, _ in chosen:
+            output.write(f"{_describe(info)}: {'would be retired' if request.dry_run else 'retired'}")
         ended = [each for each in sources if each[0].retired is not None]
         left = await _left_in_table(ended, request)
-        endings = [(info.retired, last) for info, last in left if info.retired]
-        at = int(now.timestamp() * 1_000_000) * 1000
-        records = [retirement_record(last, request.reason, request.by, at) for _, last in chosen]
         # Again, so that the sink removes the entries. For consumers of the records, it is a repetition.
-        records += [retirement_record(last, each.reason, each.by, at) for each, last in endings]
-        if records and not request.dry_run:
-            await _publish(settings, records)
+        endings = [(info.retired, last) for info, last in left if info.retired]
+        await publish([retirement_record(last, each.reason, each.by, at) for each, last in endings])
+        for info, _ in left:
+            removed = "entries would be removed" if request.dry_run else "entries removed"
+            output.write(f"{_describe(info)}: is retired already, {removed}")
     except BridgeError as error:
         raise CommandError.from_error(error) from error
-    for info, _ in chosen:
-        output.write(f"{_describe(info)}: {'would be retired' if request.dry_run else 'retired'}")
-    for info, _ in left:
-        removed = "entries would be removed" if request.dry_run else "entries removed"
-        output.write(f"{_describe(info)}: is retired already, {removed}")
     if request.source is None:
         return
     for info, _ in (each for each in ended if each not in left):
@@ -160,14 +163,18 @@ async def _left_in_table(ended: list[_LastRecord], request: _Request) -> list[_L
 
     They were retired by URL, or the command was interrupted. An entry that is later is of a source that has returned.
     """
+    from bridge.cli import print_error
     from bridge.consumer.state import load_table
-    from bridge.core.errors import NotFoundError
+    from bridge.core.errors import NotFoundError, TransientError
 
     if not ended or request.table is None:
         return []
     try:
         table = await load_table(request.table, config=request.config)
     except (ValueError, NotFoundError):  # the sink has none; or it was not created yet
+        return []
+    except TransientError as error:
+        print_error(f"entries that are left of retired sources cannot be listed: {error}")
         return []
     positions = {each.source: each.position for each in table.sources()}
     return [each for each in ended if each[0].source in positions and positions[each[0].source] <= each[0].position]
