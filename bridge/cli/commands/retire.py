@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -72,7 +73,7 @@ def retire(
         raise CommandError("--sink is required: the topic or stream of the source", exit_status=WRONG_USAGE)
     if source is None and stale_for is None:
         raise CommandError("name a source, or set --stale-for to retire all that are silent", exit_status=WRONG_USAGE)
-    author = by or f"{getpass.getuser()}@{socket.gethostname()}"
+    author = by or f"{_user()}@{socket.gethostname()}"
     for option, text in (("--reason", reason), ("--by", author)):
         if not 0 < len(text) <= MAX_LENGTH or not text.isprintable():
             raise CommandError(f"{option}: use 1 to {MAX_LENGTH} printable characters", exit_status=WRONG_USAGE)
@@ -104,6 +105,14 @@ class _Request(NamedTuple):
     def spares(self, info: SourceInfo, now: datetime) -> bool:
         """Return whether the source may still be alive."""
         return info.stale is False or now - info.watermark <= self.silence
+
+
+def _user() -> str:
+    """Return the name of the user, or the number of one without a name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter since Python 3.13
+        return str(os.getuid())
 
 
 def _parse_duration(text: str) -> timedelta:
