@@ -187,7 +187,7 @@ def test_sighup_reloads_filters_and_sinks(engine: Containerd, tmp_path: Path) ->
 
 @one_engine
 def test_config_map_update_reloads_filters(engine: Containerd, tmp_path: Path) -> None:
-    excluded, kept = (unique_id(engine, stem) for stem in ("omitted", "selected"))
+    excluded, kept = (unique_id(engine, stem) for stem in ("omitted", "remaining"))
     for id_ in (excluded, kept):
         engine.run(id_, "sleep", "86400")
     volume = tmp_path / "volume"

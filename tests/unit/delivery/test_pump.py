@@ -366,7 +366,6 @@ async def test_heartbeat_carries_last_position_and_watermark(outbox: StoredOutbo
         "exit",
         "snapshot",
         "lost",
-        "start",
     ]
 
 
