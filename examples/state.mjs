@@ -13,7 +13,8 @@ function decode(line) {
   try {
     const document = JSON.parse(line);
     const record = document.specversion ? document.data : document;
-    return record.version === 1 && record.engine && Number.isInteger(record.sequence) ? record : null;
+    const hasSource = typeof record.host === "string" && typeof record.engine.id === "string";
+    return record.version === 1 && hasSource && [record.epoch, record.sequence].every(Number.isInteger) ? record : null;
   } catch {
     return null;
   }

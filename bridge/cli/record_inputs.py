@@ -57,3 +57,8 @@ def create_reader(target: str, start_position: StartPosition, config: str | None
         return reader_factory.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
     except FatalError as error:
         raise CommandError.from_error(error) from error
+
+
+def table_entry_error(name: str) -> CommandError:
+    """Return the error for a message, called ``name``, of a state topic or bucket, which repeats only some records."""
+    return CommandError(f"{name} is an entry of a state topic or bucket; use the topic or stream of the records")

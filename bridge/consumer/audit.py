@@ -32,6 +32,11 @@ _RUN_STATES: dict[str, tuple[str, ...]] = {  # of a run before a record; "new": 
     "unpaused": ("paused", "unknown"),
     "exited": ("running", "paused", "unknown"),
 }
+_CONTENT = {  # the field that a record of a type needs
+    **dict.fromkeys((*_RUN_STATES, "created", "deleted", "renamed", "oom"), "container"),
+    **dict.fromkeys(("snapshot_started", "snapshot_completed"), "snapshot"),
+    "lost": "lost",
+}
 
 
 class Finding(Struct, frozen=True):
@@ -182,10 +187,15 @@ class _SourceAudit:
             self._last_heartbeat = max(self._last_heartbeat, (record.position, record.timestamp))
             return
         if record.type == "source_retired":
+            self._name(record.position)
             self._retired_at.add(record.position)
             return
         if ordered:
             self._check_order(record, input_number)
+        content = _CONTENT.get(record.type)
+        if content is not None and getattr(record, content) is None:
+            text = f"{record.type} without {content}"
+            self._findings.append(self._finding("invalid", text, epoch, sequence, sequence, record.timestamp))
         entry = _make_entry(record, digest)
         entries = (self._entries if record.lost is None else self._losses).setdefault(epoch, {})
         first = entries.setdefault(sequence, entry)

@@ -67,7 +67,9 @@ class Deduplicator:
         return at >= 0 and last <= self._ends[at]
 
     def link(self, epoch: int, previous: Position) -> None:
-        """Remember the last position before an epoch."""
+        """Remember the last position before an epoch; one that is not before it is ignored."""
+        if previous[0] >= epoch:
+            return  # ``is_linked`` would not end
         self._previous[epoch] = previous
         if len(self._previous) > self._max_gaps:
             del self._previous[min(self._previous)]

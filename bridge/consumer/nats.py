@@ -54,6 +54,7 @@ class NatsReader:
         self._start_position = start_position
         self._connector = ServerConnector(settings, clock)
         self._subject_filter = f"$KV.{bucket}.>" if bucket else f"{settings.subject_prefix}.>"
+        self._bucket = bucket
         self._stream_name = f"{BUCKET_PREFIX}{bucket}" if bucket else ""
         self._last_sequence = 0
         self._resumes = False  # whether the last sequence is that of an earlier reader
@@ -73,7 +74,7 @@ class NatsReader:
 
         Raises:
             TransientError: No server can be reached or accepts our credentials, or no data arrives.
-            NotFoundError: No stream has these subjects.
+            NotFoundError: No stream has these subjects, or there is no such bucket.
         """
         connection = await self._connector.connect()
         try:
@@ -134,7 +135,13 @@ class NatsReader:
                 if error.code != NOT_FOUND:
                     raise
             self._stream_name = await self._find_stream(connection)
-        return name, await self._create_consumer(connection, name)
+        try:
+            return name, await self._create_consumer(connection, name)
+        except ApiResponseError as error:
+            if self._bucket is None or error.code != NOT_FOUND:
+                raise
+            server = connection.address.server
+            raise NotFoundError(f"NATS at {server} has no key-value bucket {self._bucket}") from error
 
     async def _create_consumer(self, connection: NatsConnection, name: str) -> int:
         config = {

@@ -143,6 +143,13 @@ class DecodedRecord(Struct, frozen=True):
     start: Start | None = None
     heartbeat: Heartbeat | None = None
     retired: Retired | None = None
+    snapshot_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    """Only the entries of a state topic or bucket have it, which repeat single records."""
+
+    @property
+    def is_table_entry(self) -> bool:
+        """Whether this is an entry of a state topic or bucket."""
+        return self.snapshot_id is not msgspec.UNSET
 
     @property
     def source(self) -> Source:

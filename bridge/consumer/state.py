@@ -223,10 +223,14 @@ async def load_table(target: str, *, config: str | None = None) -> State:
 
 def _decode_entry(data: bytes) -> DecodedRecord | None:
     try:
-        return decode(data)[0]
+        entry = decode(data)[0]
     except InvalidMessageError as error:
         _warn(f"entry skipped: {error}")
         return None
+    if not entry.is_table_entry:
+        _warn("entry skipped: it has no snapshot_id; use the state topic, not the topic of the records")
+        return None
+    return entry
 
 
 def _create_reader(target: str, start_position: StartPosition, config: str | None, *, wait: bool) -> Reader:

@@ -25,10 +25,11 @@ from tests.testbed.nats import Nats
 
 
 class Target:
-    """A topic or stream with a state table, by the id `main` in a configuration file."""
+    """A topic or stream with a state table, by the id `main` in a configuration file, or without it by its URL."""
 
-    def __init__(self, config: Path, create_sink: Callable[[], Sink]) -> None:
+    def __init__(self, config: Path, url: str, create_sink: Callable[[], Sink]) -> None:
         self.config = str(config)
+        self.url = url
         self._create_sink = create_sink
 
     def publish(self, records: Sequence[Record]) -> None:
@@ -55,17 +56,18 @@ class Target:
 
 @pytest.fixture(params=["kafka", "nats"])
 def target(request: pytest.FixtureRequest, kafka: Kafka, nats: Nats, tmp_path: Path) -> Target:
-    config = tmp_path / "config.yaml"
+    config, name = tmp_path / "config.yaml", tmp_path.name.replace("[", "_")
     if request.param == "kafka":
-        kafka_settings = kafka_sinks.settings(kafka, "retire", state_topic="retire.state")
+        kafka_settings = kafka_sinks.settings(kafka, name, state_topic=f"{name}.state")
         servers = kafka_settings.bootstrap_servers
-        options = f"bootstrap_servers: [{', '.join(servers)}], topic: retire, state_topic: retire.state"
+        options = f"bootstrap_servers: [{', '.join(servers)}], topic: {name}, state_topic: {name}.state"
         config.write_text(f"sinks: {{main: {{type: kafka, {options}}}}}\n")
-        return Target(config, lambda: KafkaSink(kafka_settings, SystemClock()))
-    nats_settings = nats_reading.settings(nats, "retire", kv_bucket={"name": "retire"})
-    options = f"servers: [{', '.join(nats_settings.servers)}], subject_prefix: retire, kv_bucket: {{name: retire}}"
+        return Target(config, f"kafka://{','.join(servers)}/{name}", lambda: KafkaSink(kafka_settings, SystemClock()))
+    nats_settings = nats_reading.settings(nats, name, kv_bucket={"name": name})
+    servers = nats_settings.servers
+    options = f"servers: [{', '.join(servers)}], subject_prefix: {name}, kv_bucket: {{name: {name}}}"
     config.write_text(f"sinks: {{main: {{type: nats, {options}}}}}\n")
-    return Target(config, lambda: NatsSink(nats_settings, SystemClock()))
+    return Target(config, f"nats://{','.join(servers)}/{name}", lambda: NatsSink(nats_settings, SystemClock()))
 
 
 def snapshot(host: str, *ids: str, epoch: int = EPOCH) -> list[Record]:
@@ -113,3 +115,41 @@ def test_retired_source_is_removed_until_its_node_comes_back(target: Target) -> 
     assert target.hosts() == ({"node-1", "node-2"},) * 2
     report = msgspec.json.decode(whalebridge("audit", "main", "--config", target.config, "--json").stdout)
     assert report["findings"] == []
+
+
+def test_retired_source_is_removed_from_table_when_repeated(target: Target) -> None:
+    """The first command had the URL only, so that the entries have stayed; it could have been interrupted, too."""
+    target.publish([*snapshot("node-4", "a"), *snapshot("node-5", "a"), *snapshot("node-6", "a")])
+    for host in ("node-4", "node-5", "node-6"):
+        assert whalebridge("retire", host, "--sink", target.url).returncode == 0
+    assert target.hosts() == (set(), {"node-4", "node-5", "node-6"})
+    target.publish(snapshot("node-6", "b", epoch=EPOCH + 1))
+
+    retire = ("retire", "--sink", "main", "--config", target.config)
+    process = whalebridge(*retire, "node-4", "--dry-run")
+    assert process.stdout.endswith(": is retired already, entries would be removed\n")
+    process = whalebridge(*retire, "node-4")
+    assert (process.returncode, process.stdout.endswith(": is retired already, entries removed\n")) == (0, True)
+    assert whalebridge(*retire, "node-4").stdout.endswith(": is retired already\n")
+    process = whalebridge(*retire, "--stale-for", "100d")
+    assert (process.returncode, process.stdout.count("\n")) == (0, 1), process.stdout
+    assert target.hosts() == ({"node-6"}, {"node-6"})
+
+
+def test_retirement_ignores_content_of_foreign_records(target: Target) -> None:
+    source = '"engine": {"id": "e"}, "host": "foreign", "epoch": 1, "sequence": 1'
+    data = f'{{"version": 1, "type": "sparkled", "timestamp": "soon", {source}}}'.encode()
+    target.publish([msgspec.structs.replace(record(1, "created", host="foreign"), data=data)])
+    process = whalebridge("retire", "--stale-for", "1d", "--sink", target.url)
+    assert (process.returncode, process.stdout) == (0, "foreign/e, last seen at 1-01-01T00:00:00Z: retired\n"), (
+        process.stderr
+    )
+
+
+def test_retirement_in_state_topic_fails(target: Target) -> None:
+    """A record there would replace the entry of the source, and the source would not be retired."""
+    if not target.url.startswith("kafka"):
+        pytest.skip("a bucket has other subjects than a stream")
+    target.publish(snapshot("node-7", "a"))
+    process = whalebridge("retire", "node-7", "--sink", f"{target.url}.state")
+    assert_one_line(process, 1, "is an entry of a state topic or bucket", "use the topic or stream of the records")

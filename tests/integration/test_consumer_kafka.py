@@ -11,6 +11,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
+from bridge import consumer
 from bridge.clock import SystemClock
 from bridge.consumer.kafka import KafkaReader
 from bridge.consumer.record_reader import StartPosition
@@ -27,7 +28,7 @@ from tests.integration.consumer_reading import (
 from tests.integration.kafka_sinks import KafkaFactory, settings
 from tests.integration.target_checks import retry_until_done
 from tests.naming import assert_names, raises_naming
-from tests.sample_records import records
+from tests.sample_records import control_record, record, records
 from tests.testbed.kafka import USERS, Kafka
 
 
@@ -73,6 +74,15 @@ async def test_kafka_state_topic_and_later_records_are_whole_state(kafka: Kafka)
         kafka_url(kafka, "read.table"),
         kafka_url(kafka, "read.table.state"),
     )
+
+
+async def test_kafka_topic_of_records_is_no_state_table(kafka: Kafka) -> None:
+    """The last record of a source, taken for its entry, would say that no container is running."""
+    sink = KafkaSink(settings(kafka, "read.notable"), SystemClock())
+    await sink.start()
+    await sink.publish([control_record(1, "snapshot_started"), record(2), control_record(3, "snapshot_completed")])
+    await sink.close()
+    assert (await consumer.load_table(kafka_url(kafka, "read.notable"))).sources() == []
 
 
 def kafka_url(kafka: Kafka, topic: str) -> str:

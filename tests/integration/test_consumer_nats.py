@@ -14,7 +14,7 @@ from bridge.clock import SystemClock
 from bridge.consumer import State
 from bridge.consumer.nats import REQUEST_EXPIRY_SECONDS, NatsReader
 from bridge.consumer.record_reader import StartPosition
-from bridge.core.errors import TransientError
+from bridge.core.errors import NotFoundError, TransientError
 from sinks.nats.sink import NatsSink
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import (
@@ -83,6 +83,11 @@ async def test_nats_bucket_and_later_records_are_whole_state(nats: Nats) -> None
 
 def nats_url(nats: Nats, subject: str) -> str:
     return f"nats://{','.join(settings(nats, subject).servers)}/{subject}"
+
+
+async def test_nats_bucket_that_does_not_exist_is_not_found(nats: Nats) -> None:
+    with raises_naming(NotFoundError, nats.url.removeprefix("nats://"), "no key-value bucket read-nothing"):
+        await consumer.load_table(f"{nats.url}/read-nothing")
 
 
 async def test_nats_reader_ends_when_stream_is_empty(nats: Nats) -> None:

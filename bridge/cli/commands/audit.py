@@ -13,7 +13,7 @@ import typer
 
 from bridge.cli import options, output
 from bridge.cli.errors import CommandError
-from bridge.cli.record_inputs import create_reader
+from bridge.cli.record_inputs import create_reader, table_entry_error
 
 if TYPE_CHECKING:
     from bridge.consumer.audit import Audit, Finding, Report
@@ -104,6 +104,8 @@ async def _collect(reader: Reader, collected: Audit, number: int, *, ordered: bo
                 except InvalidMessageError as error:
                     collected.add_invalid(f"message {message.number} of {message.location}", str(error))
                 else:
+                    if record.is_table_entry:
+                        raise table_entry_error(f"message {message.number} of {message.location}")
                     collected.add(record, data, input_number=number, ordered=ordered)
             if is_terminal and clock.now().monotonic - shown_at > _PROGRESS_NANOSECONDS:
                 shown_at = clock.now().monotonic

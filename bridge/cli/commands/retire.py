@@ -5,23 +5,26 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import typer
 
 from bridge.cli import options, output
 from bridge.cli.errors import WRONG_USAGE, CommandError
-from bridge.cli.record_inputs import create_reader, resolve
+from bridge.cli.record_inputs import create_reader, resolve, table_entry_error
 
 if TYPE_CHECKING:
     from bridge.consumer.projection import SourceInfo
     from bridge.consumer.reader_factory import Readable
+    from bridge.consumer.record_decoder import DecodedRecord, Source
     from bridge.consumer.record_reader import Reader
     from bridge.core.records import Record
 
+_LastRecord: TypeAlias = tuple["SourceInfo", "Record"]
 MAX_LENGTH = 200  # characters of a reason or name
 _MINIMUM = timedelta(minutes=3)  # of silence, for sources whose heartbeat interval is not known
 
@@ -70,7 +73,7 @@ def retire(
         raise CommandError("--sink is required: the topic or stream of the source", exit_status=WRONG_USAGE)
     if source is None and stale_for is None:
         raise CommandError("name a source, or set --stale-for to retire all that are silent", exit_status=WRONG_USAGE)
-    author = by or f"{getpass.getuser()}@{socket.gethostname()}"
+    author = by or f"{_user()}@{socket.gethostname()}"
     for option, text in (("--reason", reason), ("--by", author)):
         if not 0 < len(text) <= MAX_LENGTH or not text.isprintable():
             raise CommandError(f"{option}: use 1 to {MAX_LENGTH} printable characters", exit_status=WRONG_USAGE)
@@ -79,7 +82,8 @@ def retire(
     if settings.type not in ("kafka", "nats"):
         raise CommandError(f"a sink of type {settings.type} has no sources to retire", exit_status=WRONG_USAGE)
     reader = create_reader(sink, "beginning", config, follow=False)
-    asyncio.run(_retire(reader, settings, _Request(source, silence, reason, author, dry_run)))
+    table = None if ":" in sink else sink
+    asyncio.run(_retire(reader, settings, _Request(source, silence, reason, author, dry_run, table, config)))
 
 
 class _Request(NamedTuple):
@@ -90,6 +94,9 @@ class _Request(NamedTuple):
     reason: str
     by: str
     dry_run: bool
+    table: str | None
+    """The id of the sink, which may have a state topic or bucket."""
+    config: str | None
 
     def names(self, info: SourceInfo) -> bool:
         """Return whether the source is named, or none is."""
@@ -98,6 +105,14 @@ class _Request(NamedTuple):
     def spares(self, info: SourceInfo, now: datetime) -> bool:
         """Return whether the source may still be alive."""
         return info.stale is False or now - info.watermark <= self.silence
+
+
+def _user() -> str:
+    """Return the name of the user, or the number of one without a name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter since Python 3.13
+        return str(os.getuid())
 
 
 def _parse_duration(text: str) -> timedelta:
@@ -119,26 +134,59 @@ async def _retire(reader: Reader, settings: Readable, request: _Request) -> None
 
     logs.silence()
     now = datetime.now(UTC)
+
+    async def publish(records: list[Record]) -> None:
+        if records and not request.dry_run:
+            await _publish(settings, records)
+
     try:
         sources = [each for each in await _read_sources(reader, now) if request.names(each[0])]
         if request.source is not None and not sources:
             raise CommandError(f"no source {request.source}; audit lists the sources")
         alive = [each for each in sources if each[0].retired is None]
         chosen = [each for each in alive if not request.spares(each[0], now)]
-        if chosen and not request.dry_run:
-            at = int(now.timestamp() * 1_000_000) * 1000
-            await _publish(settings, [retirement_record(last, request.reason, request.by, at) for _, last in chosen])
+        at = int(now.timestamp() * 1_000_000) * 1000
+        await publish([retirement_record(last, request.reason, request.by, at) for _, last in chosen])
+        for info, _ in chosen:
+            output.write(f"{_describe(info)}: {'would be retired' if request.dry_run else 'retired'}")
+        ended = [each for each in sources if each[0].retired is not None]
+        left = await _left_in_table(ended, request)
+        # Again, so that the sink removes the entries. For consumers of the records, it is a repetition.
+        endings = [(info.retired, last) for info, last in left if info.retired]
+        await publish([retirement_record(last, each.reason, each.by, at) for each, last in endings])
+        for info, _ in left:
+            removed = "entries would be removed" if request.dry_run else "entries removed"
+            output.write(f"{_describe(info)}: is retired already, {removed}")
     except BridgeError as error:
         raise CommandError.from_error(error) from error
-    for info, _ in chosen:
-        output.write(f"{_describe(info)}: {'would be retired' if request.dry_run else 'retired'}")
     if request.source is None:
         return
-    for info, _ in sources:
-        if info.retired is not None:
-            output.write(f"{_describe(info)}: is retired already")
+    for info, _ in (each for each in ended if each not in left):
+        output.write(f"{_describe(info)}: is retired already")
     if spared := [info for info, _ in alive if request.spares(info, now)]:
         raise CommandError(*(f"{_describe(info)}: not retired, because it may be alive" for info in spared))
+
+
+async def _left_in_table(ended: list[_LastRecord], request: _Request) -> list[_LastRecord]:
+    """Return the retired sources whose entries are still in the sink's state topic or bucket.
+
+    They were retired by URL, or the command was interrupted. An entry that is later is of a source that has returned.
+    """
+    from bridge.cli import print_error
+    from bridge.consumer.state import load_table
+    from bridge.core.errors import NotFoundError, TransientError
+
+    if not ended or request.table is None:
+        return []
+    try:
+        table = await load_table(request.table, config=request.config)
+    except (ValueError, NotFoundError):  # the sink has none; or it was not created yet
+        return []
+    except TransientError as error:
+        print_error(f"entries that are left of retired sources cannot be listed: {error}")
+        return []
+    positions = {each.source: each.position for each in table.sources()}
+    return [each for each in ended if each[0].source in positions and positions[each[0].source] <= each[0].position]
 
 
 def _describe(info: SourceInfo) -> str:
@@ -147,7 +195,7 @@ def _describe(info: SourceInfo) -> str:
     return printable(f"{'/'.join(info.source)}, last seen at {info.watermark:%Y-%m-%dT%H:%M:%SZ}")
 
 
-async def _read_sources(reader: Reader, now: datetime) -> list[tuple[SourceInfo, Record]]:
+async def _read_sources(reader: Reader, now: datetime) -> list[_LastRecord]:
     """Return what is known of each source, and its last record."""
     from bridge.cli import print_error
     from bridge.clock import SystemClock
@@ -155,24 +203,36 @@ async def _read_sources(reader: Reader, now: datetime) -> list[tuple[SourceInfo,
     from bridge.consumer.state import State
 
     state = State()
-    last: dict[tuple[str, str], tuple[tuple[int, int], bytes]] = {}
+    last: dict[Source, DecodedRecord] = {}
     async with aclosing(read_records(reader, SystemClock(), print_error)) as batches:
         async for batch in batches:
             for record, data in batch:
+                if record.is_table_entry:
+                    raise table_entry_error("a message there")
                 state.apply(record, data)
-                if record.source not in last or record.position >= last[record.source][0]:
-                    last[record.source] = record.position, data
-    return [(info, _position_record(last[info.source][1])) for info in state.sources(now=now)]
+                if record.source not in last or record.position >= last[record.source].position:
+                    last[record.source] = record
+    return [(info, _position_record(last[info.source])) for info in state.sources(now=now)]
 
 
-def _position_record(data: bytes) -> Record:
+def _position_record(record: DecodedRecord) -> Record:
     """Return a record of the same source and position as a record of any type, also of one that is not known."""
     import msgspec
 
     from bridge.core.record_encoder import parse_record
 
-    document = msgspec.json.decode(data) | dict.fromkeys(("id", "project", "container", "exit", "snapshot", "lost"))
-    return parse_record(msgspec.json.encode(document | {"type": "heartbeat", "origin": "live"}))
+    document = {
+        "version": 1,
+        "type": "heartbeat",
+        "timestamp": record.timestamp,
+        "origin": "live",
+        **dict.fromkeys(("id", "project", "container", "exit", "snapshot", "lost")),
+        "engine": record.engine,
+        "host": record.host,
+        "epoch": record.epoch,
+        "sequence": record.sequence,
+    }
+    return parse_record(msgspec.json.encode(document))
 
 
 async def _publish(settings: Readable, records: list[Record]) -> None:

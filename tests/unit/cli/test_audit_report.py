@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from bridge.cli import execute
+from bridge.core.record_encoder import parse_record
+from sinks.state_table import TableState, apply_records
 from tests.conformance.vectors import DIRECTORY
 from tests.golden import Golden
 
@@ -28,6 +30,20 @@ def test_audit_reads_several_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     paths = [f"file:{DIRECTORY / name}.jsonl" for name in ("hole", "transitions", "several_sources")]
     assert execute(["audit", paths[0], paths[2]]) == 1
     assert "source node-2/" in capsys.readouterr().out
+
+
+def test_audit_of_state_topic_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would hold: of the records that are not there, none is known."""
+    records = [parse_record(each) for each in (DIRECTORY / "transitions.jsonl").read_bytes().splitlines()]
+    entries = apply_records(TableState(), records)[1]
+    (target := tmp_path / "table.jsonl").write_bytes(b"".join(each.value + b"\n" for each in entries if each.value))
+    assert execute(["audit", f"file:{target}"]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error == (
+        f"whalebridge: message 1 of {target} is an entry of a state topic or bucket; "
+        "use the topic or stream of the records\n"
+    )
 
 
 def test_audit_prints_some_findings_of_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

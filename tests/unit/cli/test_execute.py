@@ -133,3 +133,12 @@ def test_error_text_is_escaped_when_locale_cannot_encode() -> None:
     assert process.returncode == 3
     assert process.stderr.startswith("whalebridge: ")
     assert "/nonexistent/\\xf6" in process.stderr
+
+
+def test_retire_runs_as_user_without_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in the container image."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert execute(["retire", "node-1", "--sink", "file:/tmp/x"]) == 2
+    assert "file" in capsys.readouterr().err

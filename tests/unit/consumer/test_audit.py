@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
+import msgspec
 import pytest
 
 from bridge.consumer.audit import Audit, Report
@@ -135,6 +136,20 @@ def test_nothing_is_judged_where_records_are_lost() -> None:
 def test_retired_source_may_return_in_any_state() -> None:
     started = snapshot(1, "a")
     assert findings(topic(*started, retirement(started[-1]), record(4, "paused", id_="z"))) == []
+
+
+def test_retirement_names_the_last_record() -> None:
+    records = snapshot(1, "a")
+    assert findings(topic(*records, retirement(record(4)))) == [("missing", 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("type_", "content"), [("exited", "container"), ("snapshot_completed", "snapshot"), ("lost", "lost")]
+)
+def test_record_without_content_does_not_hold(type_: str, content: str) -> None:
+    empty = msgspec.json.decode(record(4).data) | {"type": type_, content: None}
+    (finding,) = audit([*topic(*snapshot(1, "a")), msgspec.json.encode(empty)]).findings
+    assert (finding.kind, finding.text, finding.first) == ("invalid", f"{type_} without {content}", 4)
 
 
 def test_foreign_messages_and_empty_topics_do_not_hold() -> None:

@@ -187,6 +187,12 @@ def test_new_epoch_names_last_position_before_it(
     assert info(state).complete
 
 
+def test_epoch_that_names_itself_as_previous_is_not_linked() -> None:
+    state = State()
+    apply(state, *snapshot(1, "a"), snapshot(1, epoch=EPOCH + 1, previous=(EPOCH + 1, 3))[0])
+    assert info(state).complete is False
+
+
 def test_retired_source_has_no_containers_until_it_returns() -> None:
     state = State()
     started = snapshot(1, "a")
