@@ -27,6 +27,7 @@ MAX_RECORDS = 1000  # requested together: those of the containers created last; 
 _PROBE_SECONDS = 1.0  # for the list call while CRI is known not to respond
 _RETRY_PAUSE_SECONDS = 0.25
 _MAX_CALLS = 16  # at a time
+_MAX_FAILURES = 3  # of status calls one after the other: more are not due to the containers
 _Call: TypeAlias = Literal["list", "status"]
 _log = structlog.get_logger(__name__)
 
@@ -86,17 +87,25 @@ class CRI:
         keys = [key for key in keys if self.may_know(key)][-MAX_RECORDS:]
         recorded: dict[ContainerKey, RecordedExit] = {}
         deadline = self._clock.now().monotonic + from_seconds(RECORDS_SECONDS)
-        queue = iter(keys)
+        queue, failures = iter(keys), 0
 
         async def request() -> None:
+            nonlocal failures
             for key in queue:
                 if not self._responds:
                     return
+                called_at, seconds = self._clock.now().monotonic, self._seconds("status")
                 try:
-                    exit_ = await self._client.recorded_exit(key, self._seconds("status"))
+                    exit_ = await self._client.recorded_exit(key, seconds)
                 except BridgeError as error:
-                    self._note_failure("status", error)
-                    return
+                    failures += 1
+                    is_hung = to_seconds(self._clock.now().monotonic - called_at) >= seconds
+                    if is_hung or failures > _MAX_FAILURES:
+                        self._note_failure("status", error)
+                        return
+                    _log.warning("cri_record_unavailable", id=key.id, error=str(error))
+                    continue
+                failures = 0
                 self._note_success("status")
                 if exit_ is not None:
                     recorded[key] = exit_

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from bridge.containerd.protos import cri_pb2
 from bridge.core.containerd_model import ContainerKey
+from bridge.core.errors import UnreadableError
 from bridge.core.time import to_seconds
 from bridge.watch import cri
 from tests.simulator.state import SimulatedRpcError
@@ -286,15 +287,37 @@ async def test_watch_waits_for_cri_also_after_a_status_call_failed() -> None:
     client.state.create_task(next_)
     client.state.start(next_)
     async with synced_watch(client) as running:
-        client.faults.errors[STATUS, ""] = UNAVAILABLE
+        client.faults.hang(STATUS)
         client.state.exit(next_, 137)
         await running.eventually(lambda: ends(running))
-        client.faults.errors.clear()
+        client.faults.release()
         end_unseen(client, WEB, 7)
         client.faults.errors[LIST, ""] = UNAVAILABLE
         asyncio.get_running_loop().call_later(6, client.faults.errors.clear)
         await reconnect(running)
     assert ends(running) == [("next", (137, None)), ("web", (7, None))]
+
+
+async def test_record_that_cri_fails_to_return_does_not_hide_others() -> None:
+    client, broken = kubernetes_client(), ContainerKey("k8s.io", "broken")
+
+    async def fail(key: ContainerKey) -> None:
+        if key == broken:
+            raise UnreadableError("failed to get image")
+
+    client.hooks["recorded_exit"] = fail
+    with capture_logs() as logs:
+        async with synced_watch(client) as running:
+            client.state.run_unseen(broken)
+            await asyncio.sleep(1)
+            for number in range(50):
+                client.state.run_unseen(ContainerKey("k8s.io", f"job-{number}"), 1)
+            await reconnect(running)
+            end_unseen(client, WEB, 7)
+            await reconnect(running, 3)
+    assert len(ends(running)) == 51
+    assert ends(running)[-1] == ("web", (7, None))
+    assert {each["event"] for each in logs if each["event"].startswith("cri_")} == {"cri_record_unavailable"}
 
 
 @pytest.mark.parametrize("fault", ["denied", "not initialized", "hung", "hung status", "unreadable"])
