@@ -357,7 +357,7 @@ async def test_heartbeat_carries_last_position_and_watermark(outbox: StoredOutbo
     assert (first.subject, first.namespace, first.project) == ("", "", "")
     assert [first.id, second.id] == [f"{last.epoch}-3-heartbeat-1", f"{last.epoch}-3-heartbeat-2"]
     document = msgspec.json.decode(first.data)
-    assert document.keys() == msgspec.json.decode(last.data).keys() | {"heartbeat"}
+    assert document.keys() ^ msgspec.json.decode(last.data).keys() == {"start", "heartbeat"}
     assert document["heartbeat"] == {"interval": 60}
     assert [name for name, value in document.items() if value is None] == [
         "id",
