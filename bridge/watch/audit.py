@@ -75,7 +75,7 @@ class Auditor:
         if self._connection.unlisted_namespaces - set(listing.failed):
             await synchronize(self._connection, "audit")  # the listing is older now
             listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
-        if filters_changed:
+        if gap.reason != "audit":  # consumers need a snapshot of these namespaces, too
             self._connection.unlisted_namespaces = set(listing.failed)
         listing.exits = dict.fromkeys(await state.cri.exited_containers())
         listing.exits_listed = state.cri.responds

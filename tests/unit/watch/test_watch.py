@@ -204,6 +204,27 @@ async def test_audit_lists_again_after_it_has_synchronized() -> None:
     assert client.calls["task"] == 0
 
 
+async def test_snapshot_after_loss_follows_for_failed_namespace() -> None:
+    client, busy = HookedClient({WEB: 10, DB: 11}), True
+
+    async def fail(namespace: str) -> None:
+        if busy and namespace == "shop":
+            raise TransientError("busy")
+
+    async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
+        client.hooks["tasks"] = fail
+        running.watch.request_snapshot("overflow")
+        await running.wait_synced(2)
+        busy = False
+        await running.wait_synced(3)
+        await asyncio.sleep(700)
+    assert [(each["reason"], each["failed"]) for each in running.snapshots()] == [
+        ("start", []),
+        ("overflow", ["shop"]),
+        ("audit", []),
+    ]
+
+
 async def test_failed_namespace_gets_changed_filters_later() -> None:
     client, busy = HookedClient({WEB: 10, DB: 11}), True
 
