@@ -313,6 +313,10 @@ def test_changed_filter_takes_effect_without_restart(node: Node, stream_reader: 
     labels = {"labels": {"exclude": [f"io.kubernetes.pod.name={name}-excluded"]}}
     before = bridge_pod(node)
     install(node, "upgrade", stream_reader.url, f"--set-json=config.containers={json.dumps(labels)}")
+    # The kubelet updates the volumes of a pod that changes at once, and of others after a minute or more.
+    node.kubectl(
+        "annotate", "pod", before["metadata"]["name"], f"--namespace={NAMESPACE}", "whalebridge.test/changed=yes"
+    )
 
     def log() -> str:
         command = ["logs", before["metadata"]["name"], "--container=bridge", f"--namespace={NAMESPACE}"]
