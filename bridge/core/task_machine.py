@@ -817,9 +817,11 @@ def _exit(
     if state.evidence:
         if exit_info.status is None and (waited := state.find(WaitedExit, run.pid)) is not None:
             exit_info = ExitInfo(waited.exit_status.exit_status, waited.exit_status.exited_at)
-        for pending in state.find_all(PendingExit):
-            if pending.pid != run.pid and _is_older(pending, exit_info):
-                state = _drop_pending_exit(state, pending, _LATE, effects)
+        if exit_info.exited_at is not None and exit_info.exited_at <= at:  # otherwise, the clock was set back since
+            for pending in state.find_all(PendingExit):
+                exited_at = pending.event.exited_at
+                if pending.pid != run.pid and exited_at is not None and exited_at <= exit_info.exited_at:
+                    state = _drop_pending_exit(state, pending, _LATE, effects)
         if state.find(OOMKill, run.pid) is not None:
             exit_info = replace(exit_info, oom=True)
         evidence = tuple(each for each in state.evidence if each.pid != run.pid)
@@ -828,12 +830,6 @@ def _exit(
         effects.append(_CANCEL_QUERY)
     effects.append(Exited(origin, at, exit_info, run.since if run.watched else 0, hold))
     return _remember_exit(state, run.pid, exit_info.exited_at, at)
-
-
-def _is_older(pending: PendingExit, exit_info: ExitInfo) -> bool:
-    """Return whether a pending exit is older than the exit of the run, and so belongs to an earlier one."""
-    exited_at = pending.event.exited_at
-    return exited_at is not None and exit_info.exited_at is not None and exited_at <= exit_info.exited_at
 
 
 def _disconnect(state: TaskState, _input: Disconnected, _now: Instant, _effects: Effects) -> TaskState:
