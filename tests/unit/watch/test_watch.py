@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
 import pytest
 from structlog.testing import capture_logs
 
@@ -23,6 +24,7 @@ from bridge.core.containerd_model import (
 from bridge.core.errors import FatalError, StreamOverflowError, TransientError
 from bridge.core.time import SECOND
 from bridge.watch.audit import EVENT_DELAY_SECONDS
+from tests.simulator.state import SimulatedRpcError
 from tests.unit.watch.fakes import (
     DB,
     WEB,
@@ -33,6 +35,8 @@ from tests.unit.watch.fakes import (
     start_events,
     synced_watch,
 )
+
+BUSY = SimulatedRpcError(grpc.StatusCode.INTERNAL, "busy")
 
 
 async def test_first_snapshot_contains_running_containers() -> None:
@@ -156,19 +160,13 @@ async def test_fault_07_listing_of_namespace_fails() -> None:
 
 
 async def test_failed_namespace_is_synchronized_when_it_can_be_listed() -> None:
-    client, busy = HookedClient({WEB: 10, DB: 11}), False
-
-    async def fail(namespace: str) -> None:
-        if busy and namespace == "shop":
-            raise TransientError("busy")
-
-    client.hooks["containers"] = fail
+    client = HookedClient({WEB: 10, DB: 11})
     async with synced_watch(client, first_audit_delay=30) as running:
-        busy = True
+        client.faults.errors["Tasks.List", "shop"] = BUSY
         client.state.container(DB).labels["nerdctl/name"] = "new-name"
         client.stream.end()
         await running.wait_synced(2)
-        busy = False
+        client.faults.errors.clear()
         await running.wait_synced(3)
         await asyncio.sleep(700)
     assert [(each["reason"], each["failed"]) for each in running.snapshots()] == [
@@ -181,23 +179,19 @@ async def test_failed_namespace_is_synchronized_when_it_can_be_listed() -> None:
 
 
 async def test_audit_lists_again_after_it_has_synchronized() -> None:
-    client, busy = HookedClient({WEB: 10, DB: 11}), True
-
-    async def fail(namespace: str) -> None:
-        if busy and namespace == "shop":
-            raise TransientError("busy")
+    client = HookedClient({WEB: 10, DB: 11})
+    client.faults.errors["Tasks.List", "shop"] = BUSY
 
     async def exit_web() -> None:
-        if busy:
+        if client.faults.errors:
             return
         client.hooks.pop("publish_marker")
         client.run(WEB, 10, TaskStatus.STOPPED)
         client.stream.put(exit_event(WEB, 10))
 
-    client.hooks["containers"] = fail
     async with synced_watch(client, first_audit_delay=30) as running:
         client.hooks["publish_marker"] = exit_web  # after the audit's first listing, in which the task is running
-        busy = False
+        client.faults.errors.clear()
         await running.wait_synced(2)
         await asyncio.sleep(60)
     assert running.transitions[1:3] == [("exited", "live", "web"), ("present", "snapshot", "shop/db")]
@@ -205,17 +199,12 @@ async def test_audit_lists_again_after_it_has_synchronized() -> None:
 
 
 async def test_snapshot_after_loss_follows_for_failed_namespace() -> None:
-    client, busy = HookedClient({WEB: 10, DB: 11}), True
-
-    async def fail(namespace: str) -> None:
-        if busy and namespace == "shop":
-            raise TransientError("busy")
-
+    client = HookedClient({WEB: 10, DB: 11})
     async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
-        client.hooks["tasks"] = fail
+        client.faults.errors["Tasks.List", "shop"] = BUSY
         running.watch.request_snapshot("overflow")
         await running.wait_synced(2)
-        busy = False
+        client.faults.errors.clear()
         await running.wait_synced(3)
         await asyncio.sleep(700)
     assert [(each["reason"], each["failed"]) for each in running.snapshots()] == [
@@ -226,18 +215,13 @@ async def test_snapshot_after_loss_follows_for_failed_namespace() -> None:
 
 
 async def test_failed_namespace_gets_changed_filters_later() -> None:
-    client, busy = HookedClient({WEB: 10, DB: 11}), True
-
-    async def fail(namespace: str) -> None:
-        if busy and namespace == "shop":
-            raise TransientError("busy")
-
+    client = HookedClient({WEB: 10, DB: 11})
     async with synced_watch(client, first_audit_delay=30) as running:
-        client.hooks["containers"] = fail
+        client.faults.errors["Tasks.List", "shop"] = BUSY
         client.out_of_scope = {DB.id}
         running.watch.reload(settings(filter_fingerprint="other"))
         await running.wait_synced(2)
-        busy = False
+        client.faults.errors.clear()
         await running.wait_synced(3)
     assert [(each["reason"], each["containers"]) for each in running.snapshots()] == [
         ("start", 2),
@@ -247,18 +231,13 @@ async def test_failed_namespace_gets_changed_filters_later() -> None:
 
 
 async def test_failed_namespace_gets_changed_filters_after_restart() -> None:
-    client, busy = HookedClient({WEB: 10, DB: 11}), True
-
-    async def fail(namespace: str) -> None:
-        if busy and namespace == "shop":
-            raise TransientError("busy")
-
+    client = HookedClient({WEB: 10, DB: 11})
     async with synced_watch(client) as running:
-        client.hooks["containers"] = fail
+        client.faults.errors["Tasks.List", "shop"] = BUSY
         client.out_of_scope = {DB.id}
         running.watch.reload(settings(filter_fingerprint="other"))
         await running.wait_synced(2)
-    busy = False
+    client.faults.errors.clear()
     async with running_watch(client, dict(running.outbox.checkpoint), filter_fingerprint="other") as restarted:
         await restarted.wait_synced()
     assert [each["containers"] for each in restarted.snapshots()] == [1]
