@@ -13,11 +13,11 @@ from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory
 from tests.integration.engines import one_engine, one_engine_factory
 from tests.integration.http_client import LOCAL, HttpClient
-from tests.integration.test_records import MEMORY_LIMIT, OUT_OF_MEMORY, unique_id
+from tests.integration.test_records import unique_id
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 
-ADDITIONAL_EVENTS = {"WHALEBRIDGE_CONTAINERS__ADDITIONAL_EVENTS": "created,deleted,oom,renamed"}
+ADDITIONAL_EVENTS = {"WHALEBRIDGE_CONTAINERS__ADDITIONAL_EVENTS": "created,deleted,renamed"}
 
 
 def records_about(records: list[RecordDict], id_: str) -> list[RecordDict]:
@@ -75,19 +75,6 @@ def test_additional_events_are_inferred_after_bridge_was_down(engine: Containerd
     assert [(each["type"], each["origin"]) for each in records_about(records, removed)][1:] == [("deleted", "inferred")]
     assert [(each["type"], each["origin"]) for each in records_about(records, new)] == [("created", "inferred")]
     assert types_about(records, stays) == ["created"]
-
-
-def test_oom_event_precedes_exit(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique_id(engine, "oom-event")
-    with BridgeProcess(engine.address, tmp_path, environment=ADDITIONAL_EVENTS) as bridge:
-        bridge.wait_synced()
-        engine.ctr("run", "--detach", "--null-io", *MEMORY_LIMIT, IMAGE, id_, *OUT_OF_MEMORY)
-        records = bridge.wait(lambda records: "exited" in types_about(records, id_), "exit")
-    started, *ooms, exited = records_about(records, id_)[1:]
-    assert {each["type"] for each in ooms} == {"oom"}
-    assert {each["container"]["incarnation"] for each in (started, *ooms, exited)} == {
-        started["container"]["incarnation"]
-    }
 
 
 @one_engine
