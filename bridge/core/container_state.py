@@ -65,11 +65,13 @@ class ExitedTask(Struct, frozen=True, array_like=True, gc=False):
     pid 0: its pid is unknown, so that it may be any; if ``until`` is 0 as well, it was a task before a reboot.
     ``exited_at`` is None if unknown. Events of this pid up to ``until`` (wall clock), the newest known time of the
     task, belong to it or to an earlier one; later events belong to another task that has got the same pid.
+    ``unstarted``: it was created, and no start was seen. Unless CRI knows better, it was killed before its start.
     """
 
     pid: int
     exited_at: int | None = None
     until: int = 0
+    unstarted: bool = False
 
 
 # --- evidence about tasks that the known task does not explain ---
@@ -152,6 +154,11 @@ class TaskState(Struct, frozen=True, gc=False):  # like all that it contains, it
     def confirmed(self) -> bool:
         """Return whether no task query is needed to know the state."""
         return self.task.confirmed if isinstance(self.task, Running) else not self.unknown
+
+    @property
+    def newest_unstarted(self) -> ExitedTask | None:
+        """Return the task that has exited last if no start of it was seen."""
+        return self.exited[-1] if self.exited and self.exited[-1].unstarted else None
 
     def find(self, kind: type[_E], pid: int | None = None) -> _E | None:
         """Return the first evidence of a kind, about the task ``pid`` if given."""

@@ -100,8 +100,14 @@ def find_unknown_exits(tracker: Tracker, listing: Listing) -> list[ContainerKey]
 
 
 def is_end_unseen(entry: ContainerState | None) -> bool:
-    """Return whether no exit of a container is known, not even one whose start may still arrive."""
-    return entry is None or not (entry.state.exited or entry.state.find(PendingExit))
+    """Return whether no exit of a container is known, except that of a task whose start was not seen.
+
+    An exit whose start may still arrive is known.
+    """
+    if entry is None:
+        return True
+    state = entry.state
+    return (not state.exited or state.newest_unstarted is not None) and state.find(PendingExit) is None
 
 
 def remember_old_exits(tracker: Tracker, listing: Listing, now: Instant) -> None:

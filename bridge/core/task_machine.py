@@ -328,10 +328,12 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
     or if it may repeat that of an earlier task with the same pid, the query decides."""
     pid = event.pid
     exited = state.find_exited(pid) if state.exited else None
-    if exited is not None and event.at <= exited.until:
-        effects += (_DUPLICATE, _QUERY_NOW)  # or of another task with the same pid, after the clock was set back
-        return state
     moment = _moment_if_on_time(state, event.at, now)
+    if exited is not None and event.at <= exited.until:
+        was_set_back = exited.until > now.wall  # the clock: then the creation shows that it is another task
+        if not was_set_back or moment is None or state.find_created(pid) is None:
+            effects += (_DUPLICATE, _QUERY_NOW)  # or of another task with the same pid, after the clock was set back
+            return state
     if moment is None or exited is not None:
         # A task of unknown pid that has exited in this boot is that of a container of CRI, which has no other task.
         may_be_other = exited is None or (moment is not None and (exited.pid != 0 or not exited.until))
@@ -650,11 +652,12 @@ def _report_stopped_while_running(
 
 def _report_exit(state: TaskState, input_: ExitReported, now: Instant, effects: Effects) -> TaskState:
     """Publish the run that was missed, unless an exit is known, or there was no start: CRI starts a container once."""
-    if state.exited:
+    unstarted = state.newest_unstarted
+    if state.exited and unstarted is None:
         return _settle(state, now)
     recorded = input_.exit
-    newest = state.newest_created()
-    pids = [each.pid for each in (newest, *state.evidence) if not isinstance(each, NoTask) and each.pid]
+    known = (unstarted or state.newest_created(), *state.evidence)
+    pids = [each.pid for each in known if not isinstance(each, NoTask) and each.pid]
     pid = pids[-1] if pids else 0
     pending = state.find(PendingExit, pid) if pid else None
     effects.append(_END_CHECKS)
@@ -740,7 +743,7 @@ def _finish(state: TaskState, pid: int, now: Instant, effects: Effects, *, await
             return state
         return _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
     if pending is not None:
-        return _drop_pending_exit(state, pending, Count("never_started") if unstarted else _LATE, effects)
+        return _drop_pending_exit(state, pending, effects, unstarted=unstarted)
     return replace(
         state,
         evidence=tuple(
@@ -749,10 +752,13 @@ def _finish(state: TaskState, pid: int, now: Instant, effects: Effects, *, await
     )
 
 
-def _drop_pending_exit(state: TaskState, pending: PendingExit, count: Count, effects: Effects) -> TaskState:
-    effects.append(count)
+def _drop_pending_exit(
+    state: TaskState, pending: PendingExit, effects: Effects, *, unstarted: bool = False
+) -> TaskState:
+    """Drop an exit. If no start was seen since the creation of its task, CRI may know whether there was one."""
+    effects += (Count("never_started"), _QUERY_NOW) if unstarted else (_LATE,)
     state = replace(state, evidence=tuple(each for each in state.evidence if each.pid != pending.pid))
-    return _remember_exit(state, pending.pid, pending.event.exited_at, pending.event.at)
+    return _remember_exit(state, pending.pid, pending.event.exited_at, pending.event.at, unstarted=unstarted)
 
 
 def _apply_pending_exit(state: TaskState, pending: PendingExit, effects: Effects, *, hold: bool = False) -> TaskState:
@@ -821,7 +827,7 @@ def _exit(
             for pending in state.find_all(PendingExit):
                 exited_at = pending.event.exited_at
                 if pending.pid != run.pid and exited_at is not None and exited_at <= exit_info.exited_at:
-                    state = _drop_pending_exit(state, pending, _LATE, effects)
+                    state = _drop_pending_exit(state, pending, effects)
         if state.find(OOMKill, run.pid) is not None:
             exit_info = replace(exit_info, oom=True)
         evidence = tuple(each for each in state.evidence if each.pid != run.pid)
@@ -869,7 +875,9 @@ def _remember_created(state: TaskState, pid: int, at: int) -> tuple[CreatedTask,
     return (*others[1 - MAX_CREATED :], CreatedTask(pid, at))
 
 
-def _remember_exit(state: TaskState, pid: int, exited_at: int | None, noticed: int) -> TaskState:
+def _remember_exit(
+    state: TaskState, pid: int, exited_at: int | None, noticed: int, *, unstarted: bool = False
+) -> TaskState:
     """Note that a task has exited, before ``noticed`` if ``exited_at`` or the pid is unknown.
 
     Unless another task is running, the one created last is the current one.
@@ -890,7 +898,7 @@ def _remember_exit(state: TaskState, pid: int, exited_at: int | None, noticed: i
         if task.since > until and task.start_seen:
             until = task.since
         task = NO_TASK
-    exited = (*others[1 - MAX_EXITED :], ExitedTask(pid, exited_at, until))
+    exited = (*others[1 - MAX_EXITED :], ExitedTask(pid, exited_at, until, unstarted))
     state = TaskState(task, state.evidence, state.unknown, created_tasks, exited, state.last_change)
     if task is not NO_TASK or not created_tasks or created_tasks[-1].pid == pid:  # as a rule
         return state

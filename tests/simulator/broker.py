@@ -28,6 +28,7 @@ class Broker:
         self.rejected: set[tuple[int, int]] = set()
         self.down = self.misconfigured = self.rejects = False
         self.fault_probability = 0.0
+        self.largest_batch = 0
         self._rng = rng
         self._trace = trace
 
@@ -76,6 +77,7 @@ class BrokerSink:
 
     async def publish(self, batch: Sequence[Record]) -> None:
         broker = self._broker
+        broker.largest_batch = max(broker.largest_batch, len(batch))
         await self._request()
         broker.reject(batch)
         outcome = broker.draw(("lost acknowledgement", "leader change", "hang before", "hang after"))

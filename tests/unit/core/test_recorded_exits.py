@@ -202,6 +202,44 @@ def test_settled_container_is_queried_if_its_state_is_unknown() -> None:
     assert not has_unconfirmed(tracker)
 
 
+def killed_before_start() -> Tracker:
+    """Return a tracker that has dropped the exit of a task whose start it has not seen."""
+    tracker = synced_tracker()
+    tracker.update_metadata(pod_metadata())
+    for event in (created(5, 1, POD), exited(5, 4, 3, key=POD), replace(deleted(5, 4, 3), key=POD)):
+        assert tracker.process_event(event, moment(4)) == []
+    assert tracker.expire_pending_exits(moment(60)) == []
+    assert tracker.counts["never_started"] == 1
+    return tracker
+
+
+@pytest.mark.parametrize("known_from", ["query", "listing", "listing after restart"])
+def test_run_whose_start_event_was_lost_is_published_from_record(known_from: str) -> None:
+    tracker = killed_before_start()
+    (query,) = tracker.due_queries(moment(60))
+    if known_from == "query":
+        transitions = tracker.apply_query_result(query, None, moment(60), RECORD)
+    else:  # CRI did not respond
+        assert tracker.apply_query_result(query, None, moment(60)) == []
+        tracker = reconnected(restarted(tracker) if "restart" in known_from else tracker)
+        assert find_unknown_exits(tracker, listing(RECORD)) == [POD]
+        transitions = reconcile(tracker, listing(RECORD), moment(60))
+    assert summarize(transitions) == [("started", "inferred", 5), ("exited", "inferred", 5)]
+    assert transitions[0].started_at == wall(2)
+    assert transitions[1].exit_info == ExitInfo(3, wall(4), None)
+    tracker = reconnected(tracker)
+    assert find_unknown_exits(tracker, listing(RECORD)) == []
+    assert reconcile(tracker, listing(RECORD), moment(70)) == []
+
+
+def test_task_that_never_started_is_not_published_from_record() -> None:
+    tracker = killed_before_start()
+    (query,) = tracker.due_queries(moment(60))
+    assert tracker.apply_query_result(query, None, moment(60), RecordedExit(POD, None, 128, wall(4))) == []
+    tracker = reconnected(tracker)
+    assert find_unknown_exits(tracker, listing(RECORD)) == [], "requested again by each audit"
+
+
 def test_late_events_of_run_unseen_change_nothing() -> None:
     tracker = reconnected(synced_tracker())
     reconcile(tracker, listing(RECORD), moment(10))
