@@ -211,17 +211,23 @@ def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task 
 
 
 def _is_stale(entry: ContainerState, metadata: Metadata, now: Instant) -> bool:
-    """Return whether listed metadata is older than the known one; false if the clock was set back since that."""
+    """Return whether listed metadata is older than the known one.
+
+    If the clock was set back since the known update, or since another container's creation, nothing proves it.
+    """
     known, listed = _revision(entry.metadata), _revision(metadata)
-    if max(*known, entry.deleted_at) > now.wall:
+    is_same_container = known[0] == listed[0] and not entry.deleted
+    if known[2] > now.wall or (max(known[0], entry.deleted_at) > now.wall and not is_same_container):
         return False
     if entry.deleted:
         return listed[0] <= max(known[0], entry.deleted_at)
     return listed < known
 
 
-def _revision(metadata: Metadata | None) -> tuple[int, int]:
-    return (0, 0) if metadata is None else (metadata.created_at or 0, metadata.updated_at or 0)
+def _revision(metadata: Metadata | None) -> tuple[int, bool, int]:
+    """Return what orders the revisions of metadata; an update before the creation follows a clock that was set back."""
+    created_at, updated_at = (metadata.created_at or 0, metadata.updated_at or 0) if metadata is not None else (0, 0)
+    return created_at, updated_at < created_at, updated_at
 
 
 def _merge_task(tracker: Tracker, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:

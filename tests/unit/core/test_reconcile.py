@@ -262,13 +262,27 @@ def test_reconcile_takes_newer_metadata_when_window_has_update(
     assert metadata_of(tracker) == expected
 
 
-def test_reconcile_takes_listed_metadata_when_clock_was_set_back() -> None:
+@pytest.mark.parametrize(
+    ("known", "listed", "expected"),
+    [
+        pytest.param((7000, 7000), (1.5, 1.5), "listed", id="recreated since"),
+        pytest.param((7000, 7001), (7000, 1.5), "listed", id="updated since"),
+        pytest.param((7000, 1.5), (7000, 7001), "known", id="known update since"),
+        pytest.param((7000, 1.4), (7000, 1.5), "listed", id="both updates since"),
+    ],
+)
+def test_reconcile_compares_metadata_when_clock_was_set_back(
+    known: tuple[float, float], listed: tuple[float, float], expected: str
+) -> None:
+    (known_metadata, listed_metadata) = (
+        make_metadata(labels={"is": name}, created_at=wall(created_at), updated_at=wall(updated_at))
+        for name, (created_at, updated_at) in (("known", known), ("listed", listed))
+    )
     tracker = tracker_after_gap()
-    tracker.update_metadata(make_metadata(labels={"is": "old"}, created_at=wall(7000)))
+    tracker.update_metadata(known_metadata)
     tracker.process_event(UPDATED, moment(2))
-    recreated = make_metadata(labels={"is": "new"}, created_at=wall(1.5))
-    merge(tracker, listing(task(5), containers=[recreated]))
-    assert metadata_of(tracker) == recreated
+    merge(tracker, listing(task(5), containers=[listed_metadata]))
+    assert metadata_of(tracker) == (known_metadata if expected == "known" else listed_metadata)
 
 
 def test_reconcile_takes_listed_metadata_when_timestamps_equal() -> None:
