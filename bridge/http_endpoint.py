@@ -16,13 +16,13 @@ from bridge.core.errors import FatalError
 from bridge.core.ports import Outbox
 from bridge.delivery.sink_manager import SinkManager
 from bridge.outbox.state_directory import CONTROL_SOCKET
+from bridge.telemetry.http.server import HttpEndpoint
 from bridge.telemetry.status import Status
 from bridge.watch import ContainerWatch
 from config.sinks.common import host_and_port
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
-    from bridge.telemetry.http.server import HttpEndpoint
     from bridge.telemetry.status import BridgeInspector
     from config.settings import Settings
 
@@ -45,8 +45,6 @@ async def http_endpoint(settings: Settings, bridge: BridgeInspector, clock: Cloc
     if not settings.http.listen and not settings.state_dir:
         yield _no_control_socket
         return
-    from bridge.telemetry.http.server import HttpEndpoint  # noqa: PLC0415 (the import takes a third of a second)
-
     endpoint = HttpEndpoint(bridge, clock, containers=settings.http.containers)
     control_sockets: list[Path] = []
 

@@ -1,37 +1,24 @@
-"""The HTTP endpoint, and the control socket, which also serves POST /snapshot."""
+"""The sockets of the HTTP endpoint, and the control socket, which also serves POST /snapshot."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
-import re
 import socket
-from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import msgspec
-import structlog
-from aiohttp import web
+from typing import TYPE_CHECKING
 
 from bridge.core.ports import Clock
-from bridge.telemetry.http import json_documents, status_page
-from bridge.telemetry.http.bounded_server import BoundedServer
-from bridge.telemetry.http.metrics import Metrics
-from bridge.telemetry.status import BridgeInspector, evaluate
+from bridge.telemetry.status import BridgeInspector
 
-SNAPSHOT_SECONDS = 30.0
-_JSON = "application/json"
+if TYPE_CHECKING:
+    from bridge.telemetry.http.bounded_server import BoundedServer
+    from bridge.telemetry.http.routes import Routes
+
 _BACKLOG = 64
 _SOCKET_MODE = 0o600
-_PATHS_WITH_CONTAINERS = ("/", "/containers")
-_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d+)?")
-_log = structlog.get_logger(__name__)
-
-Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class HttpEndpoint:
@@ -42,16 +29,14 @@ class HttpEndpoint:
         self._bridge = bridge
         self._clock = clock
         self._names_containers = containers
-        self._metrics = Metrics(bridge)
-        self._servers: list[tuple[asyncio.Server, BoundedServer]] = []
-        self._routes: dict[str, tuple[str, Handler]] = {
-            "/": ("GET", self._page),
-            "/livez": ("GET", self._livez),
-            "/readyz": ("GET", self._readyz),
-            "/metrics": ("GET", self._metrics_response),
-            "/containers": ("GET", self._containers),
-        }
-        self._local_routes = {**self._routes, "/snapshot": ("POST", self._snapshot)}
+        self._servers: list[tuple[asyncio.Server, _Connections]] = []
+
+    @cached_property
+    def routes(self) -> Routes:
+        """The paths; they are imported with the first connection, so that a start does not wait for them."""
+        from bridge.telemetry.http.routes import Routes  # noqa: PLC0415
+
+        return Routes(self._bridge, self._clock, containers=self._names_containers)
 
     async def listen(self, host: str | None, port: int) -> list[str]:
         """Listen on TCP, on all addresses of IPv4 and IPv6 if ``host`` is None; return the addresses.
@@ -59,10 +44,10 @@ class HttpEndpoint:
         Raises:
             OSError: The address cannot be used.
         """
-        bounded = BoundedServer(partial(self._handle, local=False))
+        connections = _Connections(self, local=False)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(bounded, host, port, backlog=_BACKLOG)
-        self._servers.append((server, bounded))
+        server = await loop.create_server(connections.open, host, port, backlog=_BACKLOG)
+        self._servers.append((server, connections))
         return [_address(each) for each in server.sockets]
 
     async def listen_unix(self, path: Path) -> None:
@@ -71,120 +56,37 @@ class HttpEndpoint:
         Raises:
             OSError: The socket cannot be created.
         """
-        bounded = BoundedServer(partial(self._handle, local=True))
+        connections = _Connections(self, local=True)
         loop = asyncio.get_running_loop()
-        server = await loop.create_unix_server(bounded, sock=_private_socket(path), backlog=_BACKLOG)
-        self._servers.append((server, bounded))
+        server = await loop.create_unix_server(connections.open, sock=_private_socket(path), backlog=_BACKLOG)
+        self._servers.append((server, connections))
 
     async def close(self) -> None:
         """Close all sockets and connections; requests in progress get no response."""
         servers, self._servers = self._servers, []
-        for server, bounded in servers:
+        for server, connections in servers:
             server.close()
-            await bounded.shutdown(0)
-
-    # --- all requests ---
-
-    async def _handle(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
-        response = await self._respond(request, local=local)
-        if not response.prepared:
-            _harden(response)
-        return response
-
-    async def _respond(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
-        if not local and not _has_allowed_host(request):
-            return _text(421, "use an IP address or localhost in the URL")
-        routes = self._local_routes if local else self._routes
-        method, handler = routes.get(request.path, ("", None))
-        if handler is None:
-            return _text(404, f"not found; available paths: {' '.join(routes)}")
-        if not (local or self._names_containers) and request.path in _PATHS_WITH_CONTAINERS:
-            return _text(403, "http.containers is false; use control.sock in state_dir, or whalebridge list")
-        if request.method != method and (request.method, method) != ("HEAD", "GET"):
-            return _text(405, f"method not allowed; use {method}", Allow=method)
-        try:
-            return await handler(request)
-        except ConnectionError:
-            raise
-        except Exception:  # noqa: BLE001 (aiohttp's own log of such errors is disabled)
-            _log.exception("http_request_failed", path=request.path)
-            return _text(500, "internal error; see the log of whalebridge")
-
-    # --- paths ---
-
-    async def _livez(self, _: web.BaseRequest) -> web.Response:
-        return _text(200, "ok")
-
-    async def _readyz(self, _: web.BaseRequest) -> web.Response:
-        status = self._bridge.status()
-        return _json(json_documents.readiness(status), 200 if evaluate(status).ready else 503)
-
-    async def _metrics_response(self, request: web.BaseRequest) -> web.Response:
-        body, content_type = self._metrics.render(request.headers.get("Accept", ""))
-        return web.Response(body=body, headers={"Content-Type": content_type})
-
-    async def _containers(self, request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": _JSON})
-        _harden(response)
-        await response.prepare(request)
-        for chunk in json_documents.containers_document(self._bridge.status(), self._bridge.running_containers()):
-            await response.write(chunk)
-            await self._clock.sleep(0)  # lets the watch run in between
-        await response.write_eof()
-        return response
-
-    async def _page(self, _: web.BaseRequest) -> web.Response:
-        now = self._clock.now().wall
-        text = status_page.render(self._bridge.status(), self._bridge.running_containers(), now)
-        return web.Response(
-            text=text, content_type="text/html", headers={"Content-Security-Policy": status_page.POLICY}
-        )
-
-    async def _snapshot(self, _: web.BaseRequest) -> web.Response:
-        status = self._bridge.status()
-        if not status.synced:
-            return _json({"error": f"{'; '.join(evaluate(status).reasons)}; see /readyz"}, 503)
-        try:
-            async with self._clock.timeout(SNAPSHOT_SECONDS):
-                id_, containers = await self._bridge.snapshot()
-        except TimeoutError:
-            return _json({"error": f"snapshot timed out after {SNAPSHOT_SECONDS:g} s; it stays queued"}, 504)
-        return _json({"id": id_, "containers": containers})
+            await connections.close()
 
 
-def _harden(response: web.StreamResponse) -> None:
-    response.force_close()
-    response.headers["Server"] = "whalebridge"
-    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cache-Control"] = "no-store"
+class _Connections:
+    """The connections of one socket."""
 
+    def __init__(self, endpoint: HttpEndpoint, *, local: bool) -> None:
+        self._endpoint = endpoint
+        self._local = local
+        self._server: BoundedServer | None = None
 
-def _text(status: int, text: str, **headers: str) -> web.Response:
-    return web.Response(status=status, text=f"{text}\n", headers=headers)
+    def open(self) -> asyncio.BaseProtocol:
+        """Return the protocol of another connection."""
+        if self._server is None:
+            self._server = self._endpoint.routes.server(local=self._local)
+        return self._server()
 
-
-def _json(document: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(document) + b"\n", status=status, content_type=_JSON)
-
-
-def _has_allowed_host(request: web.BaseRequest) -> bool:
-    """Return whether the Host header is an IP address or localhost, which excludes DNS rebinding by other sites.
-
-    Any host name is allowed unless the server's address is a loopback address, because the names of the other addresses
-    are unknown.
-    """
-    own_address = request.transport.get_extra_info("sockname") if request.transport else None
-    if own_address is None or not ipaddress.ip_address(own_address[0]).is_loopback:
-        return True
-    host = _HOST.fullmatch(request.headers.get("Host", "localhost"))
-    if host is None:
-        return False
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host[1].strip("[]"))
-        return True
-    return host[1].lower() == "localhost"
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._server is not None:
+            await self._server.shutdown(0)
 
 
 def _address(listener: socket.socket) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bridge.clock import SystemClock
-from bridge.telemetry.http import bounded_server, json_documents, server
+from bridge.telemetry.http import bounded_server, json_documents, routes
 from bridge.telemetry.http.server import HttpEndpoint
 from tests.golden import Golden
 from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container
@@ -199,7 +199,7 @@ async def test_snapshot_returns_503_when_containerd_is_disconnected(served: Serv
 async def test_snapshot_returns_504_when_timeout_expires(
     served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    monkeypatch.setattr(server, "SNAPSHOT_SECONDS", 0.01)
+    monkeypatch.setattr(routes, "SNAPSHOT_SECONDS", 0.01)
     response = await served.request("/snapshot", "POST", local=True)
     assert response.status == 504
     golden.entry("http_errors", "POST /snapshot, 504", response.body.decode())
@@ -300,12 +300,13 @@ async def test_connection_is_closed_when_client_stops_reading(tmp_path: Path, mo
     writer.write(b"GET /containers HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await reader.readuntil(b"projects")
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    (bounded,) = [site for _, site in served.endpoint._servers[:1]]
+    connections = served.endpoint._servers[0][1]._server
+    assert connections is not None
     monkeypatch.setattr(
         loop, "time", lambda: time.monotonic() + bounded_server.MAX_LIFETIME_SECONDS
     )  # after the response has started
     async with asyncio.timeout(60):
-        while bounded.connections:  # noqa: ASYNC110 (aiohttp signals no change)
+        while connections.connections:  # noqa: ASYNC110 (aiohttp signals no change)
             await asyncio.sleep(0)
     writer.close()
     await served.endpoint.close()
