@@ -34,6 +34,7 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     ExitStatus,
     Instant,
+    Labels,
     Metadata,
     RecordedExit,
     Task,
@@ -167,6 +168,10 @@ class Tracker:
     def update_metadata(self, metadata: Metadata) -> None:
         """Store the current metadata of a container."""
         self._store.update_metadata(metadata)
+
+    def pod_labels(self, metadata: Metadata) -> Labels | None:
+        """Return the labels of a container's pod, as far as known."""
+        return self._store.pod_labels(metadata)
 
     def expire_pending_exits(self, now: Instant) -> list[Transition]:
         """Resolve the pending exits whose deadline has passed."""

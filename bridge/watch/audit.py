@@ -79,6 +79,7 @@ class Auditor:
             self._connection.unlisted_namespaces = set(listing.failed)
         listing.exits = dict.fromkeys(await state.cri.exited_containers())
         listing.exits_listed = state.cri.responds
+        await state.cri.add_pod_labels(listing.containers)
         keys = self._find_mismatches(listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
@@ -137,7 +138,7 @@ class Auditor:
             entry = self._state.tracker.find(key)
             if entry is None or entry.metadata is None:
                 with contextlib.suppress(BridgeError):  # published without labels
-                    fetched.append(await self._state.client.container(key))
+                    fetched.append(await self._state.container(key))
         return [metadata for metadata in fetched if metadata is not None]
 
     async def _throttle_overflows(self, request: SnapshotRequest, until_snapshot: float) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from bridge.core.checkpoint import SourceId
 from bridge.core.container_state import Transition
-from bridge.core.containerd_model import ContainerKey, Ignored, Instant, Marker, Undecodable
+from bridge.core.containerd_model import ContainerKey, Ignored, Instant, Marker, Metadata, Undecodable
 from bridge.core.errors import BridgeError
 from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Clock, EngineClient, Outbox
@@ -60,7 +60,7 @@ class WatchState:
         self.settings = settings
         self.is_watched = _cached(settings.namespace_filter)
         self.tracker = Tracker(boot_id, settings.additional_events)
-        self.event_queue = EventQueue(client, clock, lambda: self.settings)
+        self.event_queue = EventQueue(self.container, clock, lambda: self.settings)
         self.cri = CRI(client, clock, lambda: self.settings)
         self.pending: list[Transition] = []
         self.watermark_at: int | None = None
@@ -91,6 +91,16 @@ class WatchState:
 
     def _apply_label_rules(self, rules: LabelRules) -> None:
         self.pending = [transition.with_label_rules(rules) for transition in self.pending]
+
+    async def container(self, key: ContainerKey) -> Metadata | None:
+        """Return a container's current metadata, with the labels of its pod if only CRI knows them.
+
+        Errors are those of ``EngineClient.container``.
+        """
+        metadata = await self.client.container(key)
+        if metadata is None or metadata.kind == "sandbox" or self.tracker.pod_labels(metadata) is not None:
+            return metadata
+        return await self.cri.with_pod_labels(metadata)
 
     def replace_tracker(self, tracker: Tracker) -> None:
         """Replace the tracker, and keep its counts."""

@@ -49,6 +49,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     listing = await list_containers(state.client, state.clock, settings)
     listing.exits = dict.fromkeys(await state.cri.exited_containers())
     listing.exits_listed = state.cri.responds
+    await state.cri.add_pod_labels(listing.containers)
     listing.exits |= await state.cri.recorded_exits(find_unknown_exits(state.tracker, listing))
     watermark = await connection.pass_marker()  # high watermark
 

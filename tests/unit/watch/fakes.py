@@ -15,6 +15,7 @@ from bridge.core.containerd_model import (
     ContainerKey,
     Engine,
     ExitStatus,
+    Labels,
     Metadata,
     RecordedExit,
     Task,
@@ -105,6 +106,10 @@ class HookedClient(InProcessClient):
     async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
         await self._called("recorded_exit", key)
         return await super().recorded_exit(key, seconds)
+
+    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
+        await self._called("pod_labels", uid)
+        return await super().pod_labels(seconds, uid)
 
     async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         await self._called("wait_for_exit", key)

@@ -22,6 +22,8 @@ JOB = ContainerKey("k8s.io", "job")
 UNAVAILABLE = SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "server is not initialized yet")
 DENIED = SimulatedRpcError(grpc.StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
 LIST, STATUS = "RuntimeService.ListContainers", "RuntimeService.ContainerStatus"
+PODS = "RuntimeService.ListPodSandbox"
+POD_LABELS = {"io.kubernetes.pod.uid": "uid-1", "app": "shop"}
 
 
 def kubernetes_client() -> HookedClient:
@@ -377,3 +379,62 @@ async def test_containerd_without_cri_is_not_reported() -> None:
             await reconnect(running)
     assert ends(running) == [("web", (None, None))]
     assert [each for each in logs if each["event"].startswith("cri_")] == []
+
+
+def pod_labels(running: RunningWatch) -> list[tuple[str, dict[str, str] | None]]:
+    """Type of each record of a container, and the labels of its pod."""
+    records = [each for each in running.documents if each["container"]]
+    return [(each["type"], each["container"]["pod"]["labels"]) for each in records]
+
+
+async def test_pods_without_sandbox_container_get_labels_from_cri() -> None:
+    client = kubernetes_client()
+    client.state.pods.append(POD_LABELS)
+    async with synced_watch(client) as running:
+        client.state.pods.append({"io.kubernetes.pod.uid": "uid-2", "app": "later"})
+        labels = {**client.state.container(WEB).labels, "io.kubernetes.pod.uid": "uid-2"}
+        client.state.run(JOB, labels)
+        client.state.exit(WEB, 0)
+        await running.eventually(lambda: ends(running))
+        client.state.pods.clear()
+        client.state.exit(JOB, 0)
+        await running.eventually(lambda: len(ends(running)) == 2)
+    shop, later = {"app": "shop"}, {"app": "later"}
+    assert pod_labels(running) == [("present", shop), ("started", later), ("exited", shop), ("exited", later)]
+    assert client.calls["pod_labels"] == 2
+
+
+async def test_cri_pods_are_not_listed_where_sandboxes_have_labels() -> None:
+    client, sandbox = kubernetes_client(), ContainerKey("k8s.io", "sandbox")
+    labels = {**POD_LABELS, "io.cri-containerd.kind": "sandbox"}
+    client.state.create(sandbox, labels)
+    async with synced_watch(client) as running:
+        client.state.run(JOB, client.state.container(WEB).labels)
+        client.state.exit(JOB, 0)
+        await running.eventually(lambda: ends(running))
+    assert pod_labels(running) == [(type_, {"app": "shop"}) for type_ in ("present", "started", "exited")]
+    assert client.calls["pod_labels"] == 0
+
+
+@pytest.mark.parametrize("fault", ["denied", "hung"])
+async def test_cri_that_does_not_list_pods_is_reported_once(fault: str) -> None:
+    """A proxy of an earlier version denies the call. Exits are completed nevertheless, and no start waits again."""
+    client = kubernetes_client()
+    client.state.pods.append(POD_LABELS)
+    if fault == "denied":
+        client.faults.errors[PODS, ""] = DENIED
+    else:
+        client.faults.hang(PODS)
+    with capture_logs() as logs:
+        async with synced_watch(client) as running:
+            client.state.run(JOB, client.state.container(WEB).labels)
+            await running.eventually(lambda: len(pod_labels(running)) == 2)
+            assert client.calls["pod_labels"] == 1
+            end_unseen(client, WEB, 7)
+            await reconnect(running)
+            assert ends(running) == [("web", (7, None))]
+            client.faults.errors.clear()
+            client.faults.release()
+            await reconnect(running, 3)
+    assert [each["event"] for each in logs if each["event"].startswith("cri_")] == ["cri_pods_unavailable"]
+    assert pod_labels(running)[-1] == ("present", {"app": "shop"})
