@@ -150,10 +150,14 @@ class IgnoredEvents:
         fields = {"namespace": key.namespace, "id": key.id, "error": str(error)}
         self._rate_limiter.log(_log.warning, ("query_failed", key.namespace), "task_state_unknown", **fields)
 
-    def starts_inferred(self, transitions: Iterable[Transition]) -> None:
-        """Log the starts that a query has found while the events arrived: the event of the start is missing."""
+    def starts_inferred(self, transitions: Iterable[Transition], connected_at: int) -> None:
+        """Log the starts that a query has found while the events arrived: the event of the start is missing.
+
+        Starts from before ``connected_at`` (wall clock), which CRI remembers, fell into a gap.
+        """
         for each in transitions:
-            if each.type == "started" and each.origin == "inferred":
+            is_in_gap = each.started_at is not None and each.started_at < connected_at
+            if each.type == "started" and each.origin == "inferred" and not is_in_gap:
                 runtime = each.metadata.runtime if each.metadata is not None else ""
                 fields = {"namespace": each.key.namespace, "id": each.key.id, "runtime": runtime}
                 hint = "if this repeats for a runtime, check whether its shim reaches containerd's ttrpc socket"

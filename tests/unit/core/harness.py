@@ -12,6 +12,7 @@ from bridge.core.reconcile import find_mismatches, reconcile, reevaluate_scope
 from bridge.core.records import AdditionalEventType
 from bridge.core.tracker import Tracker
 from tests.unit.core.containerd_model import KEYS, ContainerdModel, DueExits, Process, TaskWaitResult, TrueTransition
+from tests.unit.core.factories import expire_pending_exits
 
 BOOT_ID = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 ADDITIONAL_EVENTS: tuple[AdditionalEventType, ...] = ("created", "deleted", "oom", "renamed")
@@ -153,7 +154,7 @@ class Harness:
         if due := self.tracker.take_due_exits(self.containerd.now()):
             self.containerd.stream.append(DueExits(due))  # behind the events received before, as in the event queue
         self._deliver(self._random_count())
-        self._emit(self.tracker.expire_pending_exits(self.containerd.now()))
+        self._emit(expire_pending_exits(self.tracker, self.containerd.now()))
         self._emit(self._query(self.tracker.due_queries(self.containerd.now())))
         if self.start_checks:
             self._check_starts()

@@ -47,7 +47,7 @@ from bridge.core.task_machine import PENDING_EXIT_NS
 from bridge.core.tracker import Tracker
 from tests.scale import scaled
 from tests.unit.core.containerd_model import ContainerdModel, Faults
-from tests.unit.core.factories import ImmediateTracker
+from tests.unit.core.factories import ImmediateTracker, expire_pending_exits
 from tests.unit.core.harness import BOOT_ID, Harness
 
 STORED_CHECKPOINT = Path(__file__).with_name("stored_checkpoint.json")
@@ -213,8 +213,8 @@ def test_checkpoint_restores_pending_exit() -> None:
     tracker.update_metadata(make_metadata())
     tracker.process_event(TaskExited(WEB, NOW.wall, "", 7, 3, NOW.wall), NOW)
     restored = restore_tracker(save_changes(tracker))
-    assert transition_types(restored.expire_pending_exits(NOW)) == []
-    transitions = restored.expire_pending_exits(LATER)
+    assert transition_types(expire_pending_exits(restored, NOW)) == []
+    transitions = expire_pending_exits(restored, LATER)
     assert transition_types(transitions) == ["started", "exited"]
     assert transitions[1].exit_info is not None
     assert transitions[1].exit_info.status == 3
@@ -250,7 +250,7 @@ def test_checkpoint_suppresses_exit_of_unstarted_task() -> None:
     tracker.update_metadata(make_metadata())
     tracker.process_event(TaskCreated(WEB, NOW.wall, 7), NOW)
     tracker.process_event(TaskExited(WEB, NOW.wall, "", 7, 137, NOW.wall), NOW)
-    assert transition_types(restore_tracker(save_changes(tracker)).expire_pending_exits(LATER)) == []
+    assert transition_types(expire_pending_exits(restore_tracker(save_changes(tracker)), LATER)) == []
 
 
 def test_checkpoint_suppresses_late_exit_of_deleted_container() -> None:
@@ -263,7 +263,7 @@ def test_checkpoint_suppresses_late_exit_of_deleted_container() -> None:
     assert len(values) == 1, "metadata of a deleted container was kept"
     restored = restore_tracker(values)
     assert transition_types(restored.process_event(TaskExited(WEB, NOW.wall, "", 7, 137, NOW.wall), NOW)) == []
-    assert transition_types(restored.expire_pending_exits(LATER)) == []
+    assert transition_types(expire_pending_exits(restored, LATER)) == []
 
 
 def test_checkpoint_removes_evicted_containers() -> None:

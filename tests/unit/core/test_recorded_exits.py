@@ -15,6 +15,7 @@ from tests.unit.core.factories import (
     created,
     deleted,
     exited,
+    expire_pending_exits,
     make_metadata,
     moment,
     started,
@@ -214,8 +215,47 @@ def test_late_events_of_run_unseen_change_nothing() -> None:
         for query in tracker.due_queries(moment(12))
         for each in tracker.apply_query_result(query, None, moment(12))
     ]
-    transitions += tracker.expire_pending_exits(moment(60))
+    transitions += expire_pending_exits(tracker, moment(60))
     assert transitions == []
+
+
+def test_overdue_exit_gets_time_of_start_from_record() -> None:
+    tracker = reconnected(synced_tracker())
+    tracker.update_metadata(pod_metadata())
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    assert tracker.take_overdue_exits(moment(34)) == []
+    assert tracker.take_overdue_exits(moment(35)) == [POD]
+    start, end = tracker.resolve_overdue_exits([POD], moment(35), {POD: RECORD})
+    assert summarize([start, end]) == [("started", "inferred", 6), ("exited", "live", 6)]
+    assert (start.started_at, end.exit_info) == (wall(2), ExitInfo(3, wall(4)))
+    assert tracker.counts["cri_exit"] == 0  # the event has completed it
+    assert tracker.resolve_overdue_exits([POD], moment(36), {POD: RECORD}) == []
+
+
+def test_overdue_exit_of_another_run_ends_no_run() -> None:
+    tracker = running_tracker()
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    overdue = tracker.take_overdue_exits(moment(35))
+    assert tracker.resolve_overdue_exits(overdue, moment(35), {POD: RECORD}) == []
+    assert [entry.key for entry, _ in tracker.incarnations()] == [POD]
+
+
+def test_overdue_exit_is_due_again_on_next_connection() -> None:
+    tracker = synced_tracker()
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    assert tracker.take_overdue_exits(moment(35)) == [POD]
+    assert tracker.take_overdue_exits(moment(35)) == []
+    tracker.disconnect()  # before CRI has responded
+    assert tracker.take_overdue_exits(moment(36)) == [POD]
+
+
+def test_overdue_exit_waits_for_start_of_later_exit() -> None:
+    tracker = synced_tracker()
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    overdue = tracker.take_overdue_exits(moment(35))
+    tracker.process_event(started(6, 3, POD), moment(35.1))
+    tracker.process_event(exited(7, 35, key=POD), moment(35.2))
+    assert tracker.resolve_overdue_exits(overdue, moment(35.3)) == []
 
 
 def test_oom_kill_is_known_from_record_when_query_finds_no_task() -> None:

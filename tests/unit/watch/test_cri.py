@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from bridge.containerd.protos import cri_pb2
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import UnreadableError
+from bridge.core.record_encoder import rfc3339
 from bridge.core.time import to_seconds
 from bridge.watch import cri
 from tests.simulator.state import SimulatedRpcError
@@ -248,13 +249,45 @@ async def test_held_exit_is_published_at_shutdown_while_cri_hangs() -> None:
     assert ends(running) == [("web", (137, None))]
 
 
-async def test_audit_finds_run_whose_events_were_lost() -> None:
+@pytest.mark.parametrize("cri", ["responds", "fails"])
+async def test_run_gets_time_of_start_from_cri_if_only_its_exit_arrives(cri: str) -> None:
+    """The exit is on its way while the gap ends, and CRI has not processed it itself."""
     client = kubernetes_client()
-    async with synced_watch(client, first_audit_delay=30) as running:
-        client.state.run_unseen(JOB, 3)
+    async with synced_watch(client) as running:
+        client.state.create_unseen(JOB)
+        status = client.state.container(JOB).cri_status
+        status.state, status.started_at = cri_pb2.CONTAINER_RUNNING, client.clock.now().wall
+        await reconnect(running)
+        await asyncio.sleep(3)
+        status.state, status.finished_at = cri_pb2.CONTAINER_EXITED, client.clock.now().wall
+        if cri == "fails":
+            client.faults.errors[STATUS, ""] = DENIED
+        client.state.publish_exit(JOB, 10_007, 5)
         await running.eventually(lambda: ends(running))
+    start, end = [each for each in running.documents if each["id"] == "k8s.io/job"]
+    assert (start["origin"], start["container"]["pid"]) == ("inferred", 10_007)
+    assert start["start"]["at"] == (rfc3339(status.started_at) if cri == "responds" else None)
+    assert (end["origin"], end["exit"]["status"]) == ("live", 5)
+
+
+@pytest.mark.parametrize("in_gap", [False, True])
+async def test_audit_finds_run_whose_events_were_lost(in_gap: bool) -> None:
+    """A run within a gap, which CRI has not returned then, says nothing about its shim."""
+    client = kubernetes_client()
+    with capture_logs() as logs:
+        async with synced_watch(client, first_audit_delay=30) as running:
+            if in_gap:
+                client.state.run_unseen(JOB, 3)
+                client.faults.errors[STATUS, ""] = DENIED
+                await reconnect(running)
+                client.faults.errors.clear()
+            else:
+                await asyncio.sleep(5)
+                client.state.run_unseen(JOB, 3)
+            await running.eventually(lambda: ends(running))
     assert ends(running) == [("job", (3, None))]
     assert running.snapshots()[-1]["reason"] == "audit"
+    assert [each["id"] for each in logs if each["event"] == "start_event_missing"] == ([] if in_gap else ["job"])
 
 
 async def test_audit_publishes_attempts_in_order() -> None:
