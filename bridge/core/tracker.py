@@ -423,14 +423,13 @@ class Tracker:
         self._store.unsynced_namespaces = set()
         return transitions
 
-    def apply_filters(self, is_watched: Callable[[str], bool], rules: LabelRules) -> None:
-        """Apply other filters of namespaces and labels from now on.
+    def apply_filters(self, is_watched: Callable[[str], bool]) -> None:
+        """Apply other filters of namespaces and containers from now on.
 
-        Containers in namespaces that are not watched any more are removed, and only labels that the rules keep remain.
-        No namespace is synced afterwards: an unknown container may be new, or the old filters may have excluded it.
+        Containers in namespaces that are not watched any more are removed. No namespace is synced afterwards: an
+        unknown container may be new, or the old filters may have excluded it.
         """
         self._remove_all(lambda key: not is_watched(key.namespace))
-        self._store.apply_label_rules(rules)
         self._store.unsynced_namespaces = None
         self.exits_synced = False
 

@@ -78,7 +78,7 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             state.tracker.apply_recorded_exit(RecordedExit(key), Instant(0, 0))
         kept_keys = {checkpoint.metadata_key(each.key) for each in states}
         obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
-    return _begin_source(state, engine, epoch, obsolete_keys, header.filter_fingerprint)
+    return _begin_source(state, engine, epoch, obsolete_keys, header)
 
 
 def _restore_tracker(state: WatchState, header: CheckpointHeader, entries: list[ContainerState]) -> Tracker:
@@ -89,7 +89,9 @@ def _restore_tracker(state: WatchState, header: CheckpointHeader, entries: list[
     tracker.exits_synced = header.exits_synced
     if header.filter_fingerprint != settings.filter_fingerprint:
         _log.info("filters_changed", containers=len(entries))
-        tracker.apply_filters(settings.namespace_filter, settings.label_rules)
+        if header.selection_fingerprint != settings.selection_fingerprint:
+            tracker.apply_filters(settings.namespace_filter)
+        tracker.apply_label_rules(settings.label_rules)
     return tracker
 
 
@@ -123,11 +125,18 @@ def _begin_source(
     engine: Engine,
     epoch: int,
     obsolete_keys: Sequence[str] = (),
-    filter_fingerprint: str | None = None,
+    continued: CheckpointHeader | None = None,
 ) -> Journal:
     _log.info("containerd_connected", engine=engine.id, version=engine.version, api=engine.api, epoch=epoch)
-    filter_fingerprint = state.settings.filter_fingerprint if filter_fingerprint is None else filter_fingerprint
-    header = CheckpointHeader(state.settings.host, engine, state.boot_id, filter_fingerprint, None)
+    filters = state.settings if continued is None else continued
+    header = CheckpointHeader(
+        state.settings.host,
+        engine,
+        state.boot_id,
+        filters.filter_fingerprint,
+        None,
+        selection_fingerprint=filters.selection_fingerprint,
+    )
     return Journal(state, header, epoch, obsolete_keys)
 
 

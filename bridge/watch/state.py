@@ -84,9 +84,14 @@ class WatchState:
         self.tracker.additional_events = settings.additional_events
         return filters_changed
 
-    def apply_filters(self) -> None:
-        """Apply the current filters and label rules to all that is tracked; no namespace is synced afterwards."""
-        self.tracker.apply_filters(self.settings.namespace_filter, self.settings.label_rules)
+    def apply_filters(self, *, selection_changed: bool) -> None:
+        """Apply the current filters and label rules to all that is tracked.
+
+        ``selection_changed``: other containers may be selected, so that no namespace is synced afterwards.
+        """
+        if selection_changed:
+            self.tracker.apply_filters(self.settings.namespace_filter)
+        self.tracker.apply_label_rules(self.settings.label_rules)
         self._apply_label_rules(self.settings.label_rules)
 
     def _apply_label_rules(self, rules: LabelRules) -> None:

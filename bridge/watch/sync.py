@@ -54,7 +54,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     watermark = await connection.pass_marker()  # high watermark
 
     if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:
-        journal.apply_filters(settings.filter_fingerprint, listing.failed)
+        journal.apply_filters(settings, listing.failed)
         if reason == "audit":  # a snapshot with another reason says already that containers may be missing
             gap = replace(gap, reason="filters_changed")
     journal.publish(reconcile(state.tracker, listing, state.clock.now(), filters_changed=filters_changed))

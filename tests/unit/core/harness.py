@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from bridge.core.container_state import TaskQuery, Transition
 from bridge.core.containerd_model import ContainerEvent, ContainerKey, Task
-from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import find_mismatches, reconcile, reevaluate_scope
 from bridge.core.records import AdditionalEventType
 from bridge.core.tracker import Tracker
@@ -131,7 +130,7 @@ class Harness:
         self._deliver(len(containerd.stream))
         if self._filters_changed:
             self._emit(tracker.release_all_exits())
-            tracker.apply_filters(lambda _: True, LabelRules.keep_all())
+            tracker.apply_filters(lambda _: True)
         self._emit(reconcile(tracker, listing, containerd.now(), filters_changed=self._filters_changed))
         for _ in range(MAX_QUERY_ROUNDS):
             self._emit(self._query(tracker.due_queries(containerd.now())))
@@ -192,7 +191,7 @@ class Harness:
         containerd.add_queued_ambiguous()
         self._deliver(len(containerd.stream))
         self._emit(tracker.release_all_exits())
-        tracker.apply_filters(lambda _: True, LabelRules.keep_all())
+        tracker.apply_filters(lambda _: True)
         repairs = reevaluate_scope(tracker, listing, listed_at.wall, containerd.now())
         for query, task in results:
             repairs += tracker.apply_query_result(query, task, containerd.now())

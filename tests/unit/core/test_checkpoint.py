@@ -419,7 +419,8 @@ def filtered_tracker(*entries: ContainerState, is_watched: Callable[[str], bool]
     """Return a tracker with restored entries, after the filters were applied."""
     tracker = Tracker(BOOT_ID)
     tracker.restore(entries, set(), NOW)
-    tracker.apply_filters(is_watched, RULES)
+    tracker.apply_filters(is_watched)
+    tracker.apply_label_rules(RULES)
     return tracker
 
 
@@ -491,7 +492,8 @@ def test_label_rules_do_not_restore_pod_of_deleted_sandbox() -> None:
     tracker = Tracker(BOOT_ID)
     tracker.restore([sandbox, running_container("shop", pod=PodReference("p", "n", "u", "app"))], set(), NOW)
     tracker.process_event(ContainerDeleted(sandbox.key, NOW.wall), NOW)
-    tracker.apply_filters(lambda _: True, RULES)
+    tracker.apply_filters(lambda _: True)
+    tracker.apply_label_rules(RULES)
     assert [each.pod_labels for each in tracker.exit_all(NOW)] == [None, None]
 
 

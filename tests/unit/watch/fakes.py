@@ -245,11 +245,15 @@ def exit_event(key: ContainerKey, pid: int, status: int = 0) -> TaskExited:
 
 
 def settings(**changed: object) -> WatchSettings:
-    """Return settings that match every namespace except moby, and every container."""
+    """Return settings that match every namespace except moby, and every container.
+
+    ``filter_fingerprint`` is also that of the selection, unless that is given.
+    """
     values = {
         "host": "node-1",
         "namespace_filter": lambda name: name != "moby",
         "label_rules": LabelRules.keep_all(),
+        "selection_fingerprint": changed.get("filter_fingerprint", ""),
         **changed,
     }
     return WatchSettings(**values)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from bridge.containerd.protos import cri_pb2
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import UnreadableError
+from bridge.core.label_rules import LabelRules
 from bridge.core.record_encoder import rfc3339
 from bridge.core.time import to_seconds
 from bridge.watch import cri
@@ -145,6 +146,34 @@ async def test_restart_publishes_run_once_after_kill() -> None:
     async with running_watch(client, after) as last:
         await last.wait_synced()
     assert last.transitions == [("present", "snapshot", "k8s.io/web")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "published"),
+    [
+        ({"filter_fingerprint": "2", "selection_fingerprint": "", "label_rules": LabelRules((), (), ())}, True),
+        ({"filter_fingerprint": "2"}, False),
+    ],
+)
+async def test_change_of_label_rules_hides_no_run_in_gap(changed: dict[str, Any], published: bool) -> None:
+    """Label rules select no containers; other filters may have excluded the run."""
+    client, plain = kubernetes_client(), ContainerKey("default", "plain")
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+    client.state.run_unseen(JOB, 4)
+    client.state.run(plain)
+    client.rules = changed.get("label_rules", client.rules)
+    for number in range(2):
+        async with running_watch(client, checkpoint, **changed) as restarted:
+            await restarted.wait_synced()
+            checkpoint = dict(restarted.outbox.checkpoint)
+        if number == 0:
+            assert ends(restarted) == ([("job", (4, None))] if published else [])
+            assert (("started", "inferred", "plain") in restarted.transitions) is published
+            assert [each["container"]["labels"] for each in restarted.documents if each["id"] == "k8s.io/web"] == (
+                [{}] if published else [client.state.container(WEB).labels]
+            )
+    assert ends(restarted) == []
 
 
 async def test_reboot_does_not_repeat_ended_runs() -> None:
