@@ -25,7 +25,7 @@ from bridge.watch.settings import WatchSettings
 CALL_SECONDS = 5.0  # for one call; a slower CRI is hung
 INITIALIZATION_SECONDS = 15.0  # CRI fails calls until it has restored its containers, after a start of containerd
 RECORDS_SECONDS = 10.0  # for all records that are requested together
-MAX_RECORDS = 1000  # requested together: those of the containers created last; the next audit requests the others
+MAX_RECORDS = 10_000  # requested together, the oldest containers first: a node rarely has a tenth of them
 _PROBE_SECONDS = 1.0  # for the list call while CRI is known not to respond
 _RETRY_PAUSE_SECONDS = 0.25
 _MAX_CALLS = 16  # at a time
@@ -86,8 +86,11 @@ class CRI:
         return self._responds and key.namespace == KUBERNETES_NAMESPACE and self._settings().uses_cri
 
     async def recorded_exits(self, keys: Sequence[ContainerKey]) -> dict[ContainerKey, RecordedExit]:
-        """Return CRI's records of the exits of containers, as far as CRI has them and responds."""
-        keys = [key for key in keys if self.may_know(key)][-MAX_RECORDS:]
+        """Return CRI's records of the exits of containers, as far as CRI has them and responds.
+
+        Those of the containers named first are requested first, so that attempts remain in order if others must wait.
+        """
+        keys = [key for key in keys if self.may_know(key)][:MAX_RECORDS]
         recorded: dict[ContainerKey, RecordedExit] = {}
         deadline = self._clock.now().monotonic + from_seconds(RECORDS_SECONDS)
         queue, failures = iter(keys), 0

@@ -335,6 +335,43 @@ async def test_audit_publishes_attempts_in_order() -> None:
     assert starts == ["k8s.io/c", "k8s.io/a", "k8s.io/b", "k8s.io/0"]
 
 
+async def missed_runs(running: RunningWatch, count: int) -> list[str]:
+    """Let a container be restarted in a gap, with ids in no order; return the ids of the attempts."""
+    ids = [f"{number * 7919 % count:04}" for number in range(count)]
+    for id_ in ids:
+        running.client.state.run_unseen(ContainerKey("k8s.io", id_))
+        await asyncio.sleep(0.01)
+    await reconnect(running)
+    return ids
+
+
+def started_ids(running: RunningWatch) -> list[str]:
+    return [each["container"]["id"] for each in running.documents if each["type"] == "started"]
+
+
+async def test_thousands_of_missed_runs_are_published_in_order() -> None:
+    client, last = kubernetes_client(), ContainerKey("k8s.io", "0")
+    async with synced_watch(client) as running:
+        client.stream.held = True
+        client.state.create_unseen(last)
+        client.state.create_task(last)
+        client.state.start(last)
+        client.stream.drain()
+        ids = await missed_runs(running, 2500)
+    assert started_ids(running) == [*ids, last.id]
+
+
+async def test_runs_beyond_limit_are_published_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 50, CRI's records of 20 are requested with the listing, of 20 with the queries, and of 10 at the audit."""
+    monkeypatch.setattr(cri, "MAX_RECORDS", 20)
+    client = kubernetes_client()
+    async with synced_watch(client, first_audit_delay=30) as running:
+        ids = await missed_runs(running, 50)
+        assert started_ids(running) == ids[:40]
+        await running.eventually(lambda: len(ends(running)) == 50)
+    assert started_ids(running) == ids
+
+
 async def test_watch_waits_for_cri_to_be_initialized() -> None:
     client = kubernetes_client()
     async with synced_watch(client) as running:
