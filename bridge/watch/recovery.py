@@ -14,7 +14,7 @@ from msgspec import Struct
 from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
 from bridge.core.container_metadata import KUBERNETES_NAMESPACE
-from bridge.core.container_state import ContainerState
+from bridge.core.container_state import ContainerState, Transition
 from bridge.core.containerd_model import Engine, Instant, RecordedExit
 from bridge.core.ports import StoredCheckpoint
 from bridge.core.record_encoder import Gap, SnapshotCoverage
@@ -71,7 +71,7 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             if each.key.namespace == KUBERNETES_NAMESPACE
             and (each.incarnation or each.state.exited or each.state.evidence)
         ]
-        state.pending += tracker.exit_all(state.clock.now())
+        state.pending += await _recorded_exits(state, tracker) + tracker.exit_all(state.clock.now())
         state.tracker.restore(states, set(), state.clock.now())  # all containers that run now are new
         state.tracker.exits_synced = tracker.exits_synced
         for key in known:  # CRI still remembers these runs, of which there are no more events
@@ -79,6 +79,13 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
         kept_keys = {checkpoint.metadata_key(each.key) for each in states}
         obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
     return _begin_source(state, engine, epoch, obsolete_keys, header)
+
+
+async def _recorded_exits(state: WatchState, tracker: Tracker) -> list[Transition]:
+    """Return the exits from before a reboot that CRI remembers; it has made up those that the reboot has caused."""
+    running = {entry.key for entry, _ in tracker.incarnations()}
+    recorded = await state.cri.recorded_exits([key for key in await state.cri.exited_containers() if key in running])
+    return [each for exit_ in recorded.values() for each in tracker.apply_recorded_exit(exit_, state.clock.now())]
 
 
 def _restore_tracker(state: WatchState, header: CheckpointHeader, entries: list[ContainerState]) -> Tracker:

@@ -21,6 +21,8 @@ from tests.unit.watch.fakes import HookedClient, RunningWatch, running_watch, sy
 
 WEB = ContainerKey("k8s.io", "web")
 JOB = ContainerKey("k8s.io", "job")
+OTHER, LATER = ContainerKey("k8s.io", "other"), ContainerKey("k8s.io", "later")
+UNKNOWN = (None, None)
 UNAVAILABLE = SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "server is not initialized yet")
 DENIED = SimulatedRpcError(grpc.StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
 LIST, STATUS = "RuntimeService.ListContainers", "RuntimeService.ContainerStatus"
@@ -220,12 +222,38 @@ async def test_reboot_does_not_hide_later_runs_of_other_containers() -> None:
     assert ends(rebooted)[-1] == ("nerdctl", (3, None))
 
 
+@pytest.mark.parametrize("cri", ["responds", "fails"])
+async def test_container_that_ended_before_a_reboot_has_its_status(cri: str) -> None:
+    """CRI makes up the end of a container that the reboot has ended."""
+    client = kubernetes_client()
+    for key in (JOB, OTHER):
+        client.state.run(key, client.state.container(WEB).labels)
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+        incarnations = {each["container"]["incarnation"] for each in running.documents if each["type"] == "present"}
+    end_unseen(client, WEB, 137, oom=True)
+    end_unseen(client, JOB, 0)
+    end_unseen(client, OTHER, 255)
+    client.state.container(OTHER).cri_status.reason = b"Unknown"
+    client.state.run_unseen(LATER, 4)
+    if cri == "fails":
+        client.faults.errors[LIST, ""] = DENIED
+    async with running_watch(client, checkpoint, boot_id="0b2d4c6e-0000") as rebooted:
+        await rebooted.wait_synced()
+    known = [("web", (137, True)), ("job", (0, None))] if cri == "responds" else [("web", UNKNOWN), ("job", UNKNOWN)]
+    in_gap = [("later", (4, None))] if cri == "responds" else []
+    assert sorted(ends(rebooted)) == sorted([*known, ("other", UNKNOWN), *in_gap])
+    exited = {each["container"]["incarnation"] for each in rebooted.documents if each["type"] == "exited"}
+    assert incarnations <= exited
+
+
 async def test_late_exit_from_before_a_reboot_is_not_a_run() -> None:
     client = kubernetes_client()
     pid = client.state.task(WEB).pid
     async with synced_watch(client) as running:
         checkpoint = dict(running.outbox.checkpoint)
     end_unseen(client, WEB, 255)
+    client.state.container(WEB).cri_status.reason = b"Unknown"
     async with running_watch(client, checkpoint, boot_id="0b2d4c6e-0000") as rebooted:
         await rebooted.wait_synced()
         client.state.publish_exit(WEB, pid, 137)  # containerd cleans up after a shim that is gone
