@@ -40,6 +40,7 @@ from bridge.watch import ContainerWatch, WatchSettings
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Outbox, Sink
+    from config.fields import SettingsModel
     from config.setting_groups import OutboxSettings
     from config.settings import Settings
 
@@ -198,7 +199,8 @@ def watch_settings(settings: Settings) -> WatchSettings:
             labels=(containers.labels.include, containers.labels.exclude),
         ),
         label_rules=LabelRules(settings.labels.include, settings.labels.exclude, settings.labels.redact),
-        filter_fingerprint=_filter_fingerprint(settings),
+        filter_fingerprint=_fingerprint(settings.namespaces, settings.containers, settings.labels),
+        selection_fingerprint=_fingerprint(settings.namespaces, settings.containers),
         additional_events=containers.additional_events,
         keeps_checkpoint=settings.state_dir is not None,
         uses_cri=settings.containerd.cri == "auto",
@@ -206,9 +208,8 @@ def watch_settings(settings: Settings) -> WatchSettings:
     )
 
 
-def _filter_fingerprint(settings: Settings) -> str:
-    """Return a hash that changes with the settings of namespaces, containers and labels."""
-    sections = (settings.namespaces, settings.containers, settings.labels)
+def _fingerprint(*sections: SettingsModel) -> str:
+    """Return a hash that changes with the settings of these sections."""
     return hashlib.sha256("\n".join(section.model_dump_json() for section in sections).encode()).hexdigest()
 
 

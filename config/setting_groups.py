@@ -42,8 +42,8 @@ class ContainerdSettings(SettingsModel):
     )
     cri: Annotated[Literal["auto", "off"], LowercaseStr] = field(
         "auto",
-        "Whether to complete the exits of Kubernetes containers from the records of containerd's CRI plugin: auto "
-        "(if it is there) or off.",
+        "Whether to complete the exits of Kubernetes containers, and labels of pods without a sandbox container, from "
+        "containerd's CRI plugin: auto (if it is there) or off.",
         reason="containerd itself forgets how a container ended as soon as its task is deleted; CRI remembers it until "
         "kubelet removes the container.",
     )

@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -35,7 +35,8 @@ from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.socket_probe import Peer, probe, socket_path
 from bridge.containerd.wait_calls import ContainerdWaitCalls
-from bridge.core.containerd_model import ContainerKey, Engine, Metadata, RecordedExit, Task, TaskStatus
+from bridge.core.container_metadata import POD_UID_LABEL
+from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, RecordedExit, Task, TaskStatus
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
@@ -287,6 +288,18 @@ class ContainerdClient:
                 return None
             raise _classified_cri_error(error) from error
         return decode.recorded_exit(key, response.status) if response.status.id == key.id else None
+
+    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
+        """Return the own labels of CRI's pods by uid, of all or of one; empty if there is no CRI. Errors as above."""
+        selector = [cri_pb2.Label(key=POD_UID_LABEL.encode(), value=uid.encode())] if uid else []
+        request = cri_pb2.ListPodSandboxRequest(filter={"label_selector": selector} if uid else None)
+        try:
+            response = await self._call(methods.CRI_PODS, request, "", seconds)
+        except RpcError as error:
+            if error.code is StatusCode.UNIMPLEMENTED:
+                return {}
+            raise _classified_cri_error(error) from error
+        return decode.pod_labels(response, self.rules)
 
     def wait_calls(self) -> ContainerdWaitCalls:
         """Return calls that wait for exits; they are closed with the client."""

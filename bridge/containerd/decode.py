@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bridge.containerd.protos import containers_pb2, cri_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.container_metadata import KUBERNETES_NAMESPACE, build_metadata
+from bridge.core.container_metadata import KUBERNETES_NAMESPACE, POD_UID_LABEL, build_metadata, own_pod_labels
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -138,6 +138,12 @@ def exited_containers(response: cri_pb2.ListContainersResponse) -> list[Containe
     """Return the containers that have exited, in the order of their creation."""
     exited = [each for each in response.containers if each.id and each.state == cri_pb2.CONTAINER_EXITED]
     return [ContainerKey(KUBERNETES_NAMESPACE, each.id) for each in sorted(exited, key=attrgetter("created_at"))]
+
+
+def pod_labels(response: cri_pb2.ListPodSandboxResponse, rules: LabelRules) -> dict[str, Labels]:
+    """Return the own labels of pods by uid, after the label rules. Of several sandboxes of a pod, the newest counts."""
+    pods = [_labels(each.labels) for each in sorted(response.items, key=attrgetter("created_at"))]
+    return {each[POD_UID_LABEL]: rules.apply(own_pod_labels(each)) for each in pods if POD_UID_LABEL in each}
 
 
 def recorded_exit(key: ContainerKey, status: cri_pb2.ContainerStatus) -> RecordedExit | None:

@@ -75,6 +75,7 @@ CRI_CONTAINERS = Method(
 CRI_STATUS = Method(
     "/runtime.v1.RuntimeService/ContainerStatus", cri_pb2.ContainerStatusResponse, "return CRI's status of a container"
 )
+CRI_PODS = Method("/runtime.v1.RuntimeService/ListPodSandbox", cri_pb2.ListPodSandboxResponse, "list CRI's pods")
 PUBLISH = Method("/containerd.services.events.v1.Events/Publish", PublishResponse, "publish a marker")
 SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
 

@@ -50,8 +50,8 @@ class SourceId(Struct, frozen=True, order=True):
 class CheckpointHeader(Struct, frozen=True):
     """Header of the checkpoint: the source, boot and filters under which its containers were watched.
 
-    ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces`` and
-    ``exits_synced``: see ``Tracker``.
+    ``filter_fingerprint`` identifies the filters of namespaces, containers and labels, ``selection_fingerprint`` those
+    of namespaces and containers ("": not known). ``unsynced_namespaces`` and ``exits_synced``: see ``Tracker``.
     """
 
     host: str
@@ -60,6 +60,7 @@ class CheckpointHeader(Struct, frozen=True):
     filter_fingerprint: str
     unsynced_namespaces: list[str] | None
     exits_synced: bool = False
+    selection_fingerprint: str = ""
 
     @property
     def source(self) -> SourceId:

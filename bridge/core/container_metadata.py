@@ -81,7 +81,7 @@ def build_metadata(
         labels=None if labels is None else rules.apply(labels),
         kind=kind,
         pod=_pod(key, known),
-        pod_labels=rules.apply(_own_pod_labels(known)) if kind == "sandbox" else None,
+        pod_labels=rules.apply(own_pod_labels(known)) if kind == "sandbox" else None,
         in_scope=labels is None or container_filter(kind=kind, name=name, project=project, labels=labels, id=key.id),
     )
 
@@ -101,6 +101,6 @@ def _pod(key: ContainerKey, labels: Labels) -> PodReference | None:
     )
 
 
-def _own_pod_labels(labels: Labels) -> Labels:
+def own_pod_labels(labels: Labels) -> Labels:
     """Return the pod's own labels: the labels of its sandbox without those that CRI adds."""
     return {key: value for key, value in labels.items() if not key.startswith((CRI_LABEL_PREFIX, POD_LABEL_PREFIX))}

@@ -141,6 +141,8 @@ class ContainerStore:
         known = entry.metadata
         if known is not None and not metadata.runtime:  # built from an update event: the container is gone
             metadata = replace(metadata, runtime=known.runtime, created_at=known.created_at)
+        if known is not None and metadata.pod is not None and metadata.pod_labels is None and metadata.pod == known.pod:
+            metadata = replace(metadata, pod_labels=known.pod_labels)
         if metadata != known:
             self._changed[metadata.key] = True
         entry.metadata, entry.deleted = metadata, False
@@ -174,10 +176,12 @@ class ContainerStore:
     # --- pods ---
 
     def pod_labels(self, metadata: Metadata | None) -> Labels | None:
-        """Return the labels of a container's pod, which its sandbox carries."""
-        pod = metadata.pod if metadata is not None else None
-        sandbox = self._sandboxes.get(pod.uid) if pod is not None else None
-        return sandbox[1] if sandbox is not None else None
+        """Return the labels of a container's pod, which its sandbox carries; without a sandbox container, CRI's."""
+        if metadata is None or metadata.pod is None:
+            return None
+        if (sandbox := self._sandboxes.get(metadata.pod.uid)) is not None:
+            return sandbox[1]
+        return metadata.pod_labels if metadata.kind == "container" else None
 
     def _sandbox_pod_uid(self, entry: ContainerState) -> str | None:
         """Return the pod's uid if this container is the sandbox that provides the pod's labels."""

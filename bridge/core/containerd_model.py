@@ -41,8 +41,9 @@ class Metadata(Struct, frozen=True):
     """Metadata of a container in containerd, after the label rules; it contains no task state.
 
     ``labels`` is None if the container was removed before its metadata could be fetched. ``pod_labels`` are the pod's
-    own labels, which only a sandbox container carries. ``in_scope``: the container filter, applied to containerd's
-    labels before the label rules, matches the container; true if the labels are unknown.
+    own labels, if this is a sandbox container, or if they are from CRI because the pod has none. ``in_scope``: the
+    container filter, applied to containerd's labels before the label rules, matches the container; true if the labels
+    are unknown.
     """
 
     key: ContainerKey

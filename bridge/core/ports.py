@@ -15,6 +15,7 @@ from bridge.core.containerd_model import (
     Event,
     ExitStatus,
     Instant,
+    Labels,
     Metadata,
     RecordedExit,
     Task,
@@ -121,6 +122,9 @@ class EngineClient(Protocol):
 
     async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
         """Return CRI's record of a container that has exited; None if CRI has none. Errors as above."""
+
+    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
+        """Return the own labels of CRI's pods by uid, of all or of one; empty if there is no CRI. Errors as above."""
 
     def wait_calls(self) -> WaitCalls:
         """Return calls that wait for exits; they connect when the first one starts."""

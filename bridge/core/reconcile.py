@@ -60,7 +60,8 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
             tracker.begin_start_checks(metadata.key, now)
         transitions += tracker.emit_metadata_change(metadata.key, now)
     transitions += apply_exits(tracker, listing, listing.exits, now)
-    for key in {**listing.containers, **listing.tasks}:
+    ended = {key: None for key in listing.exits if key in listing.containers}  # first, to query them in this order
+    for key in {**ended, **listing.containers, **listing.tasks}:
         if not _is_settled(tracker, listing, key):
             transitions += _merge_task(tracker, key, listing.tasks.get(key), now)
     return transitions + _handle_absent(tracker, listing, now)

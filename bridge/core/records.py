@@ -48,7 +48,7 @@ SnapshotReason: TypeAlias = Literal[
 
 
 class Pod(Struct, frozen=True):
-    """A Kubernetes pod, from CRI's labels; ``labels`` are those of its sandbox, null if the sandbox is unknown."""
+    """A Kubernetes pod, from CRI's labels; ``labels`` are the pod's own, null if they are unknown."""
 
     name: str
     namespace: str

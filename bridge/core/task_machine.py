@@ -755,8 +755,8 @@ def _finish(state: TaskState, pid: int, now: Instant, effects: Effects, *, await
 def _drop_pending_exit(
     state: TaskState, pending: PendingExit, effects: Effects, *, unstarted: bool = False
 ) -> TaskState:
-    """Drop an exit. If no start was seen since the creation of its task, CRI may know whether there was one."""
-    effects += (Count("never_started"), _QUERY_NOW) if unstarted else (_LATE,)
+    """Drop an exit. If no start was seen since the creation of its task, CRI's record may still show one."""
+    effects.append(Count("never_started") if unstarted else _LATE)
     state = replace(state, evidence=tuple(each for each in state.evidence if each.pid != pending.pid))
     return _remember_exit(state, pending.pid, pending.event.exited_at, pending.event.at, unstarted=unstarted)
 

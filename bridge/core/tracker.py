@@ -11,7 +11,7 @@ The tracker does no I/O and takes the time only from its arguments.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -34,6 +34,7 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     ExitStatus,
     Instant,
+    Labels,
     Metadata,
     RecordedExit,
     Task,
@@ -168,11 +169,26 @@ class Tracker:
         """Store the current metadata of a container."""
         self._store.update_metadata(metadata)
 
-    def expire_pending_exits(self, now: Instant) -> list[Transition]:
-        """Resolve the pending exits whose deadline has passed."""
+    def pod_labels(self, metadata: Metadata) -> Labels | None:
+        """Return the labels of a container's pod, as far as known."""
+        return self._store.pod_labels(metadata)
+
+    def take_overdue_exits(self, now: Instant) -> list[ContainerKey]:
+        """Return the containers whose pending exit's deadline has passed; pass them to ``resolve_overdue_exits``."""
+        return self._pending_exits.pop_due(now.monotonic)
+
+    def resolve_overdue_exits(
+        self, keys: Iterable[ContainerKey], now: Instant, recorded: Mapping[ContainerKey, RecordedExit] = {}
+    ) -> list[Transition]:
+        """Resolve pending exits whose deadline has passed; ``recorded``: CRI's records, with the times of start."""
         transitions: list[Transition] = []
-        for key in self._pending_exits.pop_due(now.monotonic):
+        for key in keys:
             entry = self._store.get_or_create(key)
+            pending = entry.state.find(PendingExit)
+            if pending is None or pending.deadline > now.monotonic:  # another event was faster
+                continue
+            if key in recorded and entry.incarnation is None:
+                self._apply_recorded_exit(entry, recorded[key], now)
             self._step(entry, StartOverdue(), now)
             transitions += self._finish(entry)
         return transitions
@@ -241,7 +257,7 @@ class Tracker:
 
     def _apply_recorded_exit(self, entry: ContainerState, recorded: RecordedExit, now: Instant) -> None:
         effects = self._step(entry, ExitReported(recorded, self._store.has_synced(entry.key.namespace)), now)
-        self.counts["cri_exit"] += any(isinstance(effect, Exited) for effect in effects)
+        self.counts["cri_exit"] += any(isinstance(effect, Exited) and effect.origin == "inferred" for effect in effects)
 
     def _report(
         self, key: ContainerKey, task: Task | None
@@ -374,6 +390,11 @@ class Tracker:
     def additional_events(self, value: Collection[AdditionalEventType]) -> None:
         self._emitter.additional_events = value
 
+    @property
+    def connected_at(self) -> int:
+        """Return since when (wall clock) no event is missed."""
+        return self._emitter.connected_at
+
     def connect(self, now: Instant) -> None:
         """Handle a new stream: from now on no event is missed."""
         self._emitter.connected_at = now.wall
@@ -386,6 +407,7 @@ class Tracker:
             entry.generation = 0
             entry.state, _ = step(entry.state, Disconnected(), _NO_TIME)
             entry.deleted &= entry.metadata is not None  # an unknown container may be recreated unseen
+            self._await_start(entry)
 
     def exit_all(self, now: Instant) -> list[Transition]:
         """Emit the exit of every incarnation, after a reboot or a replacement of the engine, and clear all state."""
@@ -401,14 +423,13 @@ class Tracker:
         self._store.unsynced_namespaces = set()
         return transitions
 
-    def apply_filters(self, is_watched: Callable[[str], bool], rules: LabelRules) -> None:
-        """Apply other filters of namespaces and labels from now on.
+    def apply_filters(self, is_watched: Callable[[str], bool]) -> None:
+        """Apply other filters of namespaces and containers from now on.
 
-        Containers in namespaces that are not watched any more are removed, and only labels that the rules keep remain.
-        No namespace is synced afterwards: an unknown container may be new, or the old filters may have excluded it.
+        Containers in namespaces that are not watched any more are removed. No namespace is synced afterwards: an
+        unknown container may be new, or the old filters may have excluded it.
         """
         self._remove_all(lambda key: not is_watched(key.namespace))
-        self._store.apply_label_rules(rules)
         self._store.unsynced_namespaces = None
         self.exits_synced = False
 
@@ -467,7 +488,6 @@ class Tracker:
         deadline = now.monotonic + PENDING_EXIT_NS
         for entry in entries:
             entry.state = _with_deadline(entry.state, deadline)
-            self._await_start(entry)
             self._store.add(entry)
             self._emitter.restore(entry, now)
         self._store.unsynced_namespaces = unsynced_namespaces

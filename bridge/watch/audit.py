@@ -17,6 +17,7 @@ from bridge.core.records import SnapshotReason
 from bridge.core.time import MILLISECOND, SECOND, from_seconds, to_seconds
 from bridge.watch.follow import Connection
 from bridge.watch.listing import list_containers
+from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotResult
 from bridge.watch.sync import synchronize
 
@@ -79,6 +80,7 @@ class Auditor:
             self._connection.unlisted_namespaces = set(listing.failed)
         listing.exits = dict.fromkeys(await state.cri.exited_containers())
         listing.exits_listed = state.cri.responds
+        await state.cri.add_pod_labels(listing.containers)
         keys = self._find_mismatches(listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
@@ -90,7 +92,7 @@ class Auditor:
 
         def finish() -> None:
             current_gap = self._begin_epoch(gap, request)
-            repairs = self._apply_filters(settings.filter_fingerprint, listing, gap) if filters_changed else []
+            repairs = self._apply_filters(settings, listing, gap) if filters_changed else []
             remember_old_exits(tracker, listing, self._clock.now())
             self._publish(current_gap, listing, repairs + self._connection.apply_results(results, metadata), request)
 
@@ -113,10 +115,10 @@ class Auditor:
         _log.warning("second_bridge_gone", host=self._state.settings.host, epoch=epoch)
         return replace(gap, since=min(overlap.since, overlap.since if gap.since is None else gap.since))
 
-    def _apply_filters(self, filter_fingerprint: str, listing: Listing, gap: Gap) -> list[Transition]:
+    def _apply_filters(self, settings: WatchSettings, listing: Listing, gap: Gap) -> list[Transition]:
         """Reevaluate which containers are in scope: from now on the current filters apply."""
         state = self._state
-        self._journal.apply_filters(filter_fingerprint, listing.failed)
+        self._journal.apply_filters(settings, listing.failed)
         repairs = reevaluate_scope(state.tracker, listing, gap.until or 0, self._clock.now())
         state.event_queue.mark_known(listing.containers)
         return repairs
@@ -137,7 +139,7 @@ class Auditor:
             entry = self._state.tracker.find(key)
             if entry is None or entry.metadata is None:
                 with contextlib.suppress(BridgeError):  # published without labels
-                    fetched.append(await self._state.client.container(key))
+                    fetched.append(await self._state.container(key))
         return [metadata for metadata in fetched if metadata is not None]
 
     async def _throttle_overflows(self, request: SnapshotRequest, until_snapshot: float) -> None:

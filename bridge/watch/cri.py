@@ -1,19 +1,21 @@
-"""CRI's records of exits: what containerd's CRI plugin remembers of containers that have ended unseen.
+"""What only containerd's CRI plugin knows: how containers have ended unseen, and labels of pods.
 
 containerd forgets a task when it is deleted, which CRI does as soon as the container has exited. CRI itself remembers
-the container until kubelet removes it. CRI is only evidence beside containerd's API: if it does not respond, the watch
-goes on without it.
+the container until kubelet removes it. The labels of a pod are those of its sandbox container, unless a runtime with
+``sandboxer = "shim"`` makes none. CRI is only evidence beside containerd's API: if it does not respond, the watch goes
+on without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import structlog
+from msgspec.structs import replace
 
 from bridge.core.container_metadata import KUBERNETES_NAMESPACE
-from bridge.core.containerd_model import ContainerKey, RecordedExit
+from bridge.core.containerd_model import ContainerKey, Labels, Metadata, RecordedExit
 from bridge.core.errors import BridgeError, TransientError
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.time import from_seconds, to_seconds
@@ -23,7 +25,7 @@ from bridge.watch.settings import WatchSettings
 CALL_SECONDS = 5.0  # for one call; a slower CRI is hung
 INITIALIZATION_SECONDS = 15.0  # CRI fails calls until it has restored its containers, after a start of containerd
 RECORDS_SECONDS = 10.0  # for all records that are requested together
-MAX_RECORDS = 1000  # requested together: those of the containers created last; the next audit requests the others
+MAX_RECORDS = 10_000  # requested together, the oldest containers first: a node rarely has a tenth of them
 _PROBE_SECONDS = 1.0  # for the list call while CRI is known not to respond
 _RETRY_PAUSE_SECONDS = 0.25
 _MAX_CALLS = 16  # at a time
@@ -44,6 +46,7 @@ class CRI:
         self._settings = settings
         self._responds = False
         self._failing: _Call | None = None  # the call that has failed, until it succeeds
+        self._lists_pods = True  # as far as known
 
     async def exited_containers(self) -> Sequence[ContainerKey]:
         """Return the containers that CRI knows to have exited, in the order of creation; none if it does not respond.
@@ -83,8 +86,11 @@ class CRI:
         return self._responds and key.namespace == KUBERNETES_NAMESPACE and self._settings().uses_cri
 
     async def recorded_exits(self, keys: Sequence[ContainerKey]) -> dict[ContainerKey, RecordedExit]:
-        """Return CRI's records of the exits of containers, as far as CRI has them and responds."""
-        keys = [key for key in keys if self.may_know(key)][-MAX_RECORDS:]
+        """Return CRI's records of the exits of containers, as far as CRI has them and responds.
+
+        Those of the containers named first are requested first, so that attempts remain in order if others must wait.
+        """
+        keys = [key for key in keys if self.may_know(key)][:MAX_RECORDS]
         recorded: dict[ContainerKey, RecordedExit] = {}
         deadline = self._clock.now().monotonic + from_seconds(RECORDS_SECONDS)
         queue, failures = iter(keys), 0
@@ -117,6 +123,33 @@ class CRI:
                 tasks.create_task(request())
         return recorded
 
+    async def add_pod_labels(self, containers: dict[ContainerKey, Metadata]) -> None:
+        """Add the labels of their pods to listed containers whose pods have no sandbox container, if CRI responds."""
+        sandboxes = {each.pod.uid for each in containers.values() if each.kind == "sandbox" and each.pod is not None}
+        incomplete = [each for each in containers.values() if each.pod is not None and each.pod.uid not in sandboxes]
+        if incomplete:
+            labels = await self._pod_labels()
+            containers.update((each.key, _with_pod_labels(each, labels)) for each in incomplete)
+
+    async def with_pod_labels(self, metadata: Metadata) -> Metadata:
+        """Return the metadata of a container with the labels of its pod, unless CRI has failed to list pods."""
+        if metadata.pod is None or not self._lists_pods:
+            return metadata
+        return _with_pod_labels(metadata, await self._pod_labels(metadata.pod.uid))
+
+    async def _pod_labels(self, uid: str = "") -> Mapping[str, Labels]:
+        if not self._responds:
+            return {}
+        try:
+            labels = await self._client.pod_labels(CALL_SECONDS if self._lists_pods else _PROBE_SECONDS, uid)
+        except BridgeError as error:
+            if self._lists_pods:
+                _log.warning("cri_pods_unavailable", error=str(error))
+            self._lists_pods = False
+            return {}
+        self._lists_pods = True
+        return labels
+
     def _is_watched(self) -> bool:
         settings = self._settings()
         return settings.uses_cri and settings.namespace_filter(KUBERNETES_NAMESPACE)
@@ -136,3 +169,7 @@ class CRI:
         if self._failing == call:
             self._failing = None
             _log.info("cri_available")
+
+
+def _with_pod_labels(metadata: Metadata, labels: Mapping[str, Labels]) -> Metadata:
+    return replace(metadata, pod_labels=labels.get(metadata.pod.uid)) if metadata.pod is not None else metadata

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 import structlog
@@ -32,7 +32,7 @@ from bridge.core.containerd_model import (
     TaskStarted,
 )
 from bridge.core.errors import TransientError, UnreadableError
-from bridge.core.ports import Clock, EngineClient
+from bridge.core.ports import Clock
 from bridge.task_groups import completes_within
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.settings import WatchSettings
@@ -67,11 +67,17 @@ class QueuedCall(NamedTuple):
 class EventQueue:
     """Hold received events and calls until they are processed; events survive a reconnect.
 
-    ``settings`` returns the current settings.
+    ``fetch`` returns the current metadata of a container, or fails, as ``EngineClient.container``; ``settings`` returns
+    the current settings.
     """
 
-    def __init__(self, client: EngineClient, clock: Clock, settings: Callable[[], WatchSettings]) -> None:
-        self._client = client
+    def __init__(
+        self,
+        fetch: Callable[[ContainerKey], Awaitable[Metadata | None]],
+        clock: Clock,
+        settings: Callable[[], WatchSettings],
+    ) -> None:
+        self._fetch_metadata = fetch
         self._clock = clock
         self._settings = settings
         self._rate_limiter = RateLimiter(clock)
@@ -207,7 +213,7 @@ class EventQueue:
         for _ in range(_FETCH_ATTEMPTS):
             try:
                 async with self._fetch_semaphore:
-                    metadata = await self._client.container(event.key)
+                    metadata = await self._fetch_metadata(event.key)
             except TransientError as error:
                 failure = error
             except UnreadableError as error:

@@ -211,10 +211,29 @@ class Connection:
                 self._release_when_processed(due)
             self._process_ready()
             if state.synced:
-                self.journal.publish(state.tracker.expire_pending_exits(state.clock.now()))
+                self._resolve_overdue_exits()
                 self._run_due_calls()
                 await self.journal.write()
                 state.requests.complete_published()
+
+    def _resolve_overdue_exits(self) -> None:
+        """Publish runs whose start has not arrived in time; first request CRI's records, with the times of start."""
+        state = self.state
+        overdue = state.tracker.take_overdue_exits(state.clock.now())
+        if recorded := [key for key in overdue if state.cri.may_know(key)]:
+            self._tasks.create_task(self._resolve_recorded_exits(recorded))
+        known = set(recorded)
+        unrecorded = [key for key in overdue if key not in known]
+        self.journal.publish(state.tracker.resolve_overdue_exits(unrecorded, state.clock.now()))
+
+    async def _resolve_recorded_exits(self, keys: Sequence[ContainerKey]) -> None:
+        recorded = await self.state.cri.recorded_exits(keys)
+
+        def resolve() -> None:
+            tracker, now = self.state.tracker, self.state.clock.now()
+            self.journal.publish(tracker.resolve_overdue_exits(keys, now, recorded))
+
+        self.state.event_queue.put_call(resolve)
 
     def _release_when_processed(self, due: Sequence[DueExit]) -> None:
         """Release due exits after the OOM events received by now; first request CRI's records of killed containers."""
@@ -301,7 +320,7 @@ class Connection:
                 if result is not None:
                     self._wait_for_exit(query.key, result.pid)
         if state.synced:
-            state.ignored_events.starts_inferred(transitions)
+            state.ignored_events.starts_inferred(transitions, state.tracker.connected_at)
         return transitions
 
     async def _check_starts(self, checks: Sequence[TaskQuery]) -> None:

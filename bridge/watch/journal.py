@@ -19,6 +19,7 @@ from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.records import Record, Watermark
 from bridge.core.time import SECOND
 from bridge.telemetry.counters import SnapshotSummary
+from bridge.watch.settings import WatchSettings
 from bridge.watch.state import WatchState
 
 _WATERMARK_INTERVAL_NS = 60 * SECOND  # maximum time between two persisted watermarks, even without records
@@ -55,15 +56,20 @@ class Journal:
         self.encoder.set_engine(engine)
         self.header = replace(self.header, engine=engine)
 
-    def apply_filters(self, filter_fingerprint: str, failed: Collection[str]) -> None:
+    def apply_filters(self, settings: WatchSettings, failed: Collection[str]) -> None:
         """Apply the current filters, after held exits are published with the old ones.
 
-        ``filter_fingerprint`` is that of the filters under which containerd was listed; another change may follow. If
-        namespaces in ``failed`` could not be listed, the filters count as changed again at the next listing.
+        ``settings`` are those under which containerd was listed; another change may follow. If namespaces in ``failed``
+        could not be listed, the filters count as changed again at the next listing.
         """
+        selection, known = settings.selection_fingerprint, self.header.selection_fingerprint
         self.release_held_exits()
-        self._state.apply_filters()
-        self.header = replace(self.header, filter_fingerprint="" if failed else filter_fingerprint)
+        self._state.apply_filters(selection_changed=selection != known)
+        self.header = replace(
+            self.header,
+            filter_fingerprint="" if failed else settings.filter_fingerprint,
+            selection_fingerprint="" if failed and selection != known else selection,
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         """Continue in another epoch, which must begin with a snapshot; the position before it counts as unknown."""

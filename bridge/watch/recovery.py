@@ -14,7 +14,7 @@ from msgspec import Struct
 from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
 from bridge.core.container_metadata import KUBERNETES_NAMESPACE
-from bridge.core.container_state import ContainerState
+from bridge.core.container_state import ContainerState, Transition
 from bridge.core.containerd_model import Engine, Instant, RecordedExit
 from bridge.core.ports import StoredCheckpoint
 from bridge.core.record_encoder import Gap, SnapshotCoverage
@@ -71,14 +71,21 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             if each.key.namespace == KUBERNETES_NAMESPACE
             and (each.incarnation or each.state.exited or each.state.evidence)
         ]
-        state.pending += tracker.exit_all(state.clock.now())
+        state.pending += await _recorded_exits(state, tracker) + tracker.exit_all(state.clock.now())
         state.tracker.restore(states, set(), state.clock.now())  # all containers that run now are new
         state.tracker.exits_synced = tracker.exits_synced
         for key in known:  # CRI still remembers these runs, of which there are no more events
             state.tracker.apply_recorded_exit(RecordedExit(key), Instant(0, 0))
         kept_keys = {checkpoint.metadata_key(each.key) for each in states}
         obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
-    return _begin_source(state, engine, epoch, obsolete_keys, header.filter_fingerprint)
+    return _begin_source(state, engine, epoch, obsolete_keys, header)
+
+
+async def _recorded_exits(state: WatchState, tracker: Tracker) -> list[Transition]:
+    """Return the exits from before a reboot that CRI remembers; it has made up those that the reboot has caused."""
+    running = {entry.key for entry, _ in tracker.incarnations()}
+    recorded = await state.cri.recorded_exits([key for key in await state.cri.exited_containers() if key in running])
+    return [each for exit_ in recorded.values() for each in tracker.apply_recorded_exit(exit_, state.clock.now())]
 
 
 def _restore_tracker(state: WatchState, header: CheckpointHeader, entries: list[ContainerState]) -> Tracker:
@@ -89,7 +96,9 @@ def _restore_tracker(state: WatchState, header: CheckpointHeader, entries: list[
     tracker.exits_synced = header.exits_synced
     if header.filter_fingerprint != settings.filter_fingerprint:
         _log.info("filters_changed", containers=len(entries))
-        tracker.apply_filters(settings.namespace_filter, settings.label_rules)
+        if header.selection_fingerprint != settings.selection_fingerprint:
+            tracker.apply_filters(settings.namespace_filter)
+        tracker.apply_label_rules(settings.label_rules)
     return tracker
 
 
@@ -123,11 +132,18 @@ def _begin_source(
     engine: Engine,
     epoch: int,
     obsolete_keys: Sequence[str] = (),
-    filter_fingerprint: str | None = None,
+    continued: CheckpointHeader | None = None,
 ) -> Journal:
     _log.info("containerd_connected", engine=engine.id, version=engine.version, api=engine.api, epoch=epoch)
-    filter_fingerprint = state.settings.filter_fingerprint if filter_fingerprint is None else filter_fingerprint
-    header = CheckpointHeader(state.settings.host, engine, state.boot_id, filter_fingerprint, None)
+    filters = state.settings if continued is None else continued
+    header = CheckpointHeader(
+        state.settings.host,
+        engine,
+        state.boot_id,
+        filters.filter_fingerprint,
+        None,
+        selection_fingerprint=filters.selection_fingerprint,
+    )
     return Journal(state, header, epoch, obsolete_keys)
 
 

@@ -15,12 +15,11 @@ class WatchSettings(Struct, frozen=True, kw_only=True):
     """How to watch; times in seconds.
 
     ``namespace_filter`` selects the namespaces to watch, ``container_filter`` the containers to publish.
-    ``filter_fingerprint`` identifies both filters and ``label_rules``, also across restarts. ``additional_events`` are
-    the optional event types to publish. ``keeps_checkpoint``: the outbox keeps it for the next start.
-    ``uses_cri``: complete exits from CRI's records. A marker
-    verifies the stream every ``marker_interval``. If no marker returns within ``marker_timeout``, and nothing else
-    arrives, containerd hangs. The sum of both must be below 30 s, the time within which a hung containerd must be
-    detected.
+    ``filter_fingerprint`` identifies both filters and ``label_rules``, also across restarts, ``selection_fingerprint``
+    both filters alone. ``additional_events`` are the optional event types to publish. ``keeps_checkpoint``: the outbox
+    keeps it for the next start. ``uses_cri``: complete exits and labels of pods from CRI. A marker verifies the stream
+    every ``marker_interval``. If no marker returns within ``marker_timeout``, and nothing else arrives, containerd
+    hangs. The sum of both must be below 30 s, the time within which a hung containerd must be detected.
     """
 
     host: str
@@ -28,6 +27,7 @@ class WatchSettings(Struct, frozen=True, kw_only=True):
     label_rules: LabelRules
     container_filter: ContainerPredicate = match_all
     filter_fingerprint: str = ""
+    selection_fingerprint: str = ""
     additional_events: Collection[AdditionalEventType] = ()
     keeps_checkpoint: bool = True
     uses_cri: bool = True

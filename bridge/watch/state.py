@@ -10,7 +10,7 @@ import structlog
 
 from bridge.core.checkpoint import SourceId
 from bridge.core.container_state import Transition
-from bridge.core.containerd_model import ContainerKey, Ignored, Instant, Marker, Undecodable
+from bridge.core.containerd_model import ContainerKey, Ignored, Instant, Marker, Metadata, Undecodable
 from bridge.core.errors import BridgeError
 from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Clock, EngineClient, Outbox
@@ -60,7 +60,7 @@ class WatchState:
         self.settings = settings
         self.is_watched = _cached(settings.namespace_filter)
         self.tracker = Tracker(boot_id, settings.additional_events)
-        self.event_queue = EventQueue(client, clock, lambda: self.settings)
+        self.event_queue = EventQueue(self.container, clock, lambda: self.settings)
         self.cri = CRI(client, clock, lambda: self.settings)
         self.pending: list[Transition] = []
         self.watermark_at: int | None = None
@@ -84,13 +84,28 @@ class WatchState:
         self.tracker.additional_events = settings.additional_events
         return filters_changed
 
-    def apply_filters(self) -> None:
-        """Apply the current filters and label rules to all that is tracked; no namespace is synced afterwards."""
-        self.tracker.apply_filters(self.settings.namespace_filter, self.settings.label_rules)
+    def apply_filters(self, *, selection_changed: bool) -> None:
+        """Apply the current filters and label rules to all that is tracked.
+
+        ``selection_changed``: other containers may be selected, so that no namespace is synced afterwards.
+        """
+        if selection_changed:
+            self.tracker.apply_filters(self.settings.namespace_filter)
+        self.tracker.apply_label_rules(self.settings.label_rules)
         self._apply_label_rules(self.settings.label_rules)
 
     def _apply_label_rules(self, rules: LabelRules) -> None:
         self.pending = [transition.with_label_rules(rules) for transition in self.pending]
+
+    async def container(self, key: ContainerKey) -> Metadata | None:
+        """Return a container's current metadata, with the labels of its pod if only CRI knows them.
+
+        Errors are those of ``EngineClient.container``.
+        """
+        metadata = await self.client.container(key)
+        if metadata is None or metadata.kind == "sandbox" or self.tracker.pod_labels(metadata) is not None:
+            return metadata
+        return await self.cri.with_pod_labels(metadata)
 
     def replace_tracker(self, tracker: Tracker) -> None:
         """Replace the tracker, and keep its counts."""
@@ -140,10 +155,14 @@ class IgnoredEvents:
         fields = {"namespace": key.namespace, "id": key.id, "error": str(error)}
         self._rate_limiter.log(_log.warning, ("query_failed", key.namespace), "task_state_unknown", **fields)
 
-    def starts_inferred(self, transitions: Iterable[Transition]) -> None:
-        """Log the starts that a query has found while the events arrived: the event of the start is missing."""
+    def starts_inferred(self, transitions: Iterable[Transition], connected_at: int) -> None:
+        """Log the starts that a query has found while the events arrived: the event of the start is missing.
+
+        Starts from before ``connected_at`` (wall clock), which CRI remembers, fell into a gap.
+        """
         for each in transitions:
-            if each.type == "started" and each.origin == "inferred":
+            is_in_gap = each.started_at is not None and each.started_at < connected_at
+            if each.type == "started" and each.origin == "inferred" and not is_in_gap:
                 runtime = each.metadata.runtime if each.metadata is not None else ""
                 fields = {"namespace": each.key.namespace, "id": each.key.id, "runtime": runtime}
                 hint = "if this repeats for a runtime, check whether its shim reaches containerd's ttrpc socket"

@@ -49,11 +49,12 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     listing = await list_containers(state.client, state.clock, settings)
     listing.exits = dict.fromkeys(await state.cri.exited_containers())
     listing.exits_listed = state.cri.responds
+    await state.cri.add_pod_labels(listing.containers)
     listing.exits |= await state.cri.recorded_exits(find_unknown_exits(state.tracker, listing))
     watermark = await connection.pass_marker()  # high watermark
 
     if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:
-        journal.apply_filters(settings.filter_fingerprint, listing.failed)
+        journal.apply_filters(settings, listing.failed)
         if reason == "audit":  # a snapshot with another reason says already that containers may be missing
             gap = replace(gap, reason="filters_changed")
     journal.publish(reconcile(state.tracker, listing, state.clock.now(), filters_changed=filters_changed))

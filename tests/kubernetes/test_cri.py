@@ -252,6 +252,7 @@ def test_annotations_environment_and_log_paths_are_not_read(plain_node: Node, tm
     # kubelet passes the path on as an annotation of the container.
     main = {**container("completes", "sleep 0.2"), "terminationMessagePath": f"/dev/{canaries.new('annotation')}"}
     annotated = pod("canary", {**main, "env": environment}, hostNetwork=True)
+    annotated["metadata"]["annotations"] = {"note": canaries.new("pod annotation")}
     canaries.adopt("log path", "/var/log/pods/")
     with ProxyProcess(node.host_path(node.address), tmp_path) as proxy:
         bridge = BridgeProcess(
@@ -277,15 +278,17 @@ def test_annotations_environment_and_log_paths_are_not_read(plain_node: Node, tm
         requests: dict[str, tuple[methods.Method[Any], bytes]] = {
             "list": (methods.CRI_CONTAINERS, methods.CRI_CONTAINERS_REQUEST.SerializeToString()),
             "status": (methods.CRI_STATUS, wire.field(1, id_)),
+            "pods": (methods.CRI_PODS, b""),
             "verbose": (methods.CRI_STATUS, wire.field(1, id_) + b"\x10\x01"),
         }
         direct = {name: call(node.host_path(node.address), *request) for name, request in requests.items()}
         leaks = {leak.partition(" in ")[0] for leak in canaries.find_leaks(direct)}
-        assert leaks == {"annotation", "environment", "log path"}, "the test looks for nothing"
+        assert leaks == {"annotation", "environment", "log path", "pod annotation"}, "the test looks for nothing"
         with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
             call(proxy.address, *requests.pop("verbose"))
         passed = {name: call(proxy.address, *request) for name, request in requests.items()}
-        assert all(id_.encode() in response for response in passed.values())
+        assert all(id_.encode() in passed[name] for name in ("list", "status"))
+        assert wire.field(2, "canary") in passed["pods"]
     assert canaries.find_leaks({**passed, **read_files(tmp_path)}) == []
     node.kubectl("delete", "pod", "canary", "--wait=true", "--grace-period=1")
 

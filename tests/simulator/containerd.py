@@ -50,6 +50,7 @@ _REQUESTS: dict[str, type[Message]] = {  # of the methods whose requests have fi
     methods.WAIT.path: tasks_pb2.WaitRequest,
     methods.CRI_CONTAINERS.path: cri_pb2.ListContainersRequest,
     methods.CRI_STATUS.path: cri_pb2.ContainerStatusRequest,
+    methods.CRI_PODS.path: cri_pb2.ListPodSandboxRequest,
     methods.PUBLISH.path: events_pb2.PublishRequest,
     methods.SUBSCRIBE.path: events_pb2.SubscribeRequest,
 }
@@ -84,6 +85,7 @@ class SimulatedContainerd:
             methods.WAIT.path: self._wait,
             methods.CRI_CONTAINERS.path: self._cri_containers,
             methods.CRI_STATUS.path: self._cri_status,
+            methods.CRI_PODS.path: self._cri_pods,
             methods.PUBLISH.path: self._publish,
             methods.SUBSCRIBE.path: self._subscribe,
         }
@@ -267,6 +269,20 @@ class SimulatedContainerd:
         response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
         response.status.id = container.id
         return response
+
+    async def _cri_pods(self, request: cri_pb2.ListPodSandboxRequest, _: str) -> Message | bytes:
+        self._require_cri()
+        selected = {each.key.decode(): each.value.decode() for each in request.filter.label_selector}.items()
+        pods = [pod for pod in self.state.pods if selected <= pod.items()]
+        items = [
+            cri_pb2.PodSandbox(
+                id=f"sandbox-{number}",
+                created_at=number,
+                labels=[{"key": key.encode(), "value": value.encode()} for key, value in pod.items()],
+            )
+            for number, pod in enumerate(pods, 1)
+        ]
+        return cri_pb2.ListPodSandboxResponse(items=reversed(items))
 
     def _require_cri(self) -> None:
         if not self.state.has_cri:

@@ -165,6 +165,7 @@ class Bridge:
             container_filter=FILTERS[self._world.filters],
             label_rules=RULES[self._world.rules],
             filter_fingerprint=f"{self._world.filters}/{self._world.rules}",
+            selection_fingerprint=self._world.filters,
             keeps_checkpoint=self._world.disk is not None,
         )
 

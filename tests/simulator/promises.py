@@ -29,7 +29,7 @@ Document = dict[str, Any]
 _fold = documented_fold()
 _NO_GAP = ("interval", "on_demand", "filters_changed")
 # Operations after which CRI, or the bridge without CRI, may not know the status of an exit.
-_CHANGES_OF_SCOPE = {"filters", "label rules", "replace containerd"}
+_CHANGES_OF_SCOPE = {"filters", "replace containerd"}
 _CRI_FAULTS = {"hang containerd", "restart containerd", "lose shim", "hung shim", "failing namespace", "reboot"}
 _RUNNING = (TaskStatus.RUNNING, TaskStatus.PAUSED)
 
@@ -328,8 +328,8 @@ def check_runs(world: World) -> Iterator[str]:
 def check_recorded(world: World) -> Iterator[str]:
     """Each run that CRI remembers is published once, with its status, if it began after the first snapshot.
 
-    Without a checkpoint, and after a change of filters or label rules, runs within a gap are not known. A status is
-    unknown if CRI could not be called, or if the shim or the host ended before CRI knew it.
+    Without a checkpoint, and after a change of filters, runs within a gap are not known. A status is unknown if CRI
+    could not be called, or if the shim or the host ended before CRI knew it.
     """
     if world.disk is None or not world.state.has_cri or _CHANGES_OF_SCOPE & world.kinds:
         return

@@ -83,7 +83,7 @@ class State:
     """Containers by namespace, the listeners to events (None ends their streams), and a counter of pids.
 
     ``dropped_topics`` are the topics of events that the shims do not send. ``has_cri``: CRI remembers the containers of
-    namespace ``k8s.io`` until they are deleted.
+    namespace ``k8s.io`` until they are deleted. ``pods``: the labels of CRI's pods, in the order of creation.
     """
 
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
@@ -92,6 +92,7 @@ class State:
         self.listeners: list[Callable[[Envelope | None], None]] = []
         self.dropped_topics: set[str] = set()
         self.has_cri = False
+        self.pods: list[Labels] = []
         self._pids = itertools.count(10_000)
 
     # --- operations of clients ---

@@ -71,6 +71,7 @@ class Node:
                 container_filter=in_scope,
                 label_rules=rules or LabelRules.keep_all(),
                 filter_fingerprint=filter_fingerprint,
+                selection_fingerprint=filter_fingerprint,
             )
             watch = asyncio.create_task(ContainerWatch(client, outbox, clock, settings, boot).run())
             reading = asyncio.create_task(self._read(outbox))

@@ -58,9 +58,11 @@ class Policy:
             if request != self.only_request:  # compares also fields that our messages do not define
                 raise CallDenied(StatusCode.INVALID_ARGUMENT, "the proxy allows only the bridge's request")
             return self.only_request.SerializeToString()
-        allowed = self.request_type(**{name: getattr(request, name) for name in self.allowed_fields})
-        fields = f"only these fields: {', '.join(self.allowed_fields)}" if self.allowed_fields else "no fields"
-        _check_allowed(request, allowed, f"the proxy allows {fields}")
+        fields = {field.name: value for field, value in request.ListFields() if field.name in self.allowed_fields}
+        allowed = self.request_type(**fields)
+        allowed.DiscardUnknownFields()  # in messages within
+        names = f"only these fields: {', '.join(self.allowed_fields)}" if self.allowed_fields else "no fields"
+        _check_allowed(request, allowed, f"the proxy allows {names}")
         return allowed.SerializeToString()
 
     def filter_response(self, raw: bytes) -> bytes:
@@ -90,6 +92,7 @@ POLICIES = (
         only_request=methods.CRI_CONTAINERS_REQUEST,
     ),
     Policy(methods.CRI_STATUS, cri_pb2.ContainerStatusRequest, ("container_id",)),
+    Policy(methods.CRI_PODS, cri_pb2.ListPodSandboxRequest, ("filter",), large_response=True),
 )
 
 

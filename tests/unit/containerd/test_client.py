@@ -360,6 +360,24 @@ class TestCRI:
         containerd.state.delete(self.POD)
         assert await client.recorded_exit(self.POD, 5) is None
 
+    async def test_pod_labels_are_those_of_newest_sandbox_under_rules(
+        self, containerd: SimulatedContainerd, client: ContainerdClient
+    ) -> None:
+        assert await client.pod_labels(5) == {}
+        containerd.state.has_cri = True
+        names = {"io.kubernetes.pod.name": "web-0", "io.kubernetes.pod.namespace": "shop"}
+        uid = "io.kubernetes.pod.uid"
+        containerd.state.pods += [
+            {"app": "old", uid: "u1", **names},
+            {"app": "web", uid: "u1", **names},
+            {"app": "db", uid: "u2"},
+            {"app": "without uid"},
+        ]
+        assert await client.pod_labels(5) == {"u1": {"app": "web"}, "u2": {"app": "db"}}
+        assert await client.pod_labels(5, "u2") == {"u2": {"app": "db"}}
+        client.rules = LabelRules((), (), ())
+        assert await client.pod_labels(5, "u2") == {"u2": {}}
+
     @pytest.mark.parametrize(
         ("code", "error_type"),
         [
@@ -373,12 +391,14 @@ class TestCRI:
         self, containerd: SimulatedContainerd, client: ContainerdClient, code: StatusCode, error_type: type[BridgeError]
     ) -> None:
         containerd.state.has_cri = True
-        for method in ("ListContainers", "ContainerStatus"):
+        for method in ("ListContainers", "ContainerStatus", "ListPodSandbox"):
             fail_with(containerd, f"RuntimeService.{method}", code)
         with pytest.raises(error_type):
             await client.exited_containers(5)
         with pytest.raises(error_type):
             await client.recorded_exit(self.POD, 5)
+        with pytest.raises(error_type):
+            await client.pod_labels(5)
 
     async def test_cri_call_times_out(self, containerd: SimulatedContainerd, client: ContainerdClient) -> None:
         containerd.faults.hang("RuntimeService.ListContainers")

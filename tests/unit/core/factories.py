@@ -126,5 +126,10 @@ def tracker_with_container(pid: int = 5) -> Tracker:
     return tracker
 
 
+def expire_pending_exits(tracker: Tracker, now: Instant) -> list[Transition]:
+    """Resolve the pending exits whose deadline has passed, without CRI's records."""
+    return tracker.resolve_overdue_exits(tracker.take_overdue_exits(now), now)
+
+
 def summarize(transitions: Iterable[Transition]) -> TransitionSummary:
     return [(each.type, each.origin, each.pid) for each in transitions]

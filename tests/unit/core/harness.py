@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from bridge.core.container_state import TaskQuery, Transition
 from bridge.core.containerd_model import ContainerEvent, ContainerKey, Task
-from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import find_mismatches, reconcile, reevaluate_scope
 from bridge.core.records import AdditionalEventType
 from bridge.core.tracker import Tracker
 from tests.unit.core.containerd_model import KEYS, ContainerdModel, DueExits, Process, TaskWaitResult, TrueTransition
+from tests.unit.core.factories import expire_pending_exits
 
 BOOT_ID = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 ADDITIONAL_EVENTS: tuple[AdditionalEventType, ...] = ("created", "deleted", "oom", "renamed")
@@ -130,7 +130,7 @@ class Harness:
         self._deliver(len(containerd.stream))
         if self._filters_changed:
             self._emit(tracker.release_all_exits())
-            tracker.apply_filters(lambda _: True, LabelRules.keep_all())
+            tracker.apply_filters(lambda _: True)
         self._emit(reconcile(tracker, listing, containerd.now(), filters_changed=self._filters_changed))
         for _ in range(MAX_QUERY_ROUNDS):
             self._emit(self._query(tracker.due_queries(containerd.now())))
@@ -153,7 +153,7 @@ class Harness:
         if due := self.tracker.take_due_exits(self.containerd.now()):
             self.containerd.stream.append(DueExits(due))  # behind the events received before, as in the event queue
         self._deliver(self._random_count())
-        self._emit(self.tracker.expire_pending_exits(self.containerd.now()))
+        self._emit(expire_pending_exits(self.tracker, self.containerd.now()))
         self._emit(self._query(self.tracker.due_queries(self.containerd.now())))
         if self.start_checks:
             self._check_starts()
@@ -191,7 +191,7 @@ class Harness:
         containerd.add_queued_ambiguous()
         self._deliver(len(containerd.stream))
         self._emit(tracker.release_all_exits())
-        tracker.apply_filters(lambda _: True, LabelRules.keep_all())
+        tracker.apply_filters(lambda _: True)
         repairs = reevaluate_scope(tracker, listing, listed_at.wall, containerd.now())
         for query, task in results:
             repairs += tracker.apply_query_result(query, task, containerd.now())

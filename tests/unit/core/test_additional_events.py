@@ -6,7 +6,6 @@ import pytest
 
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerCreated, ContainerDeleted, ContainerEvent, ContainerUpdated, TaskOOM
-from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import Listing, reconcile, reevaluate_scope
 from bridge.core.tracker import Tracker
 from tests.unit.core.factories import (
@@ -176,6 +175,6 @@ def test_created_is_emitted_after_filter_change_unless_listed(
     created_at: int, live: list[tuple[str, str, int]]
 ) -> None:
     tracker = make_tracker()
-    tracker.apply_filters(lambda _: True, LabelRules.keep_all())
+    tracker.apply_filters(lambda _: True)
     assert summarize(reevaluate_scope(tracker, listing("web", created_at=created_at), wall(10), moment(21))) == []
     assert summarize(tracker.process_event(CREATED, moment(22))) == live

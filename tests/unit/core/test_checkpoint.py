@@ -47,7 +47,7 @@ from bridge.core.task_machine import PENDING_EXIT_NS
 from bridge.core.tracker import Tracker
 from tests.scale import scaled
 from tests.unit.core.containerd_model import ContainerdModel, Faults
-from tests.unit.core.factories import ImmediateTracker
+from tests.unit.core.factories import ImmediateTracker, expire_pending_exits
 from tests.unit.core.harness import BOOT_ID, Harness
 
 STORED_CHECKPOINT = Path(__file__).with_name("stored_checkpoint.json")
@@ -213,8 +213,8 @@ def test_checkpoint_restores_pending_exit() -> None:
     tracker.update_metadata(make_metadata())
     tracker.process_event(TaskExited(WEB, NOW.wall, "", 7, 3, NOW.wall), NOW)
     restored = restore_tracker(save_changes(tracker))
-    assert transition_types(restored.expire_pending_exits(NOW)) == []
-    transitions = restored.expire_pending_exits(LATER)
+    assert transition_types(expire_pending_exits(restored, NOW)) == []
+    transitions = expire_pending_exits(restored, LATER)
     assert transition_types(transitions) == ["started", "exited"]
     assert transitions[1].exit_info is not None
     assert transitions[1].exit_info.status == 3
@@ -250,7 +250,7 @@ def test_checkpoint_suppresses_exit_of_unstarted_task() -> None:
     tracker.update_metadata(make_metadata())
     tracker.process_event(TaskCreated(WEB, NOW.wall, 7), NOW)
     tracker.process_event(TaskExited(WEB, NOW.wall, "", 7, 137, NOW.wall), NOW)
-    assert transition_types(restore_tracker(save_changes(tracker)).expire_pending_exits(LATER)) == []
+    assert transition_types(expire_pending_exits(restore_tracker(save_changes(tracker)), LATER)) == []
 
 
 def test_checkpoint_suppresses_late_exit_of_deleted_container() -> None:
@@ -263,7 +263,7 @@ def test_checkpoint_suppresses_late_exit_of_deleted_container() -> None:
     assert len(values) == 1, "metadata of a deleted container was kept"
     restored = restore_tracker(values)
     assert transition_types(restored.process_event(TaskExited(WEB, NOW.wall, "", 7, 137, NOW.wall), NOW)) == []
-    assert transition_types(restored.expire_pending_exits(LATER)) == []
+    assert transition_types(expire_pending_exits(restored, LATER)) == []
 
 
 def test_checkpoint_removes_evicted_containers() -> None:
@@ -419,7 +419,8 @@ def filtered_tracker(*entries: ContainerState, is_watched: Callable[[str], bool]
     """Return a tracker with restored entries, after the filters were applied."""
     tracker = Tracker(BOOT_ID)
     tracker.restore(entries, set(), NOW)
-    tracker.apply_filters(is_watched, RULES)
+    tracker.apply_filters(is_watched)
+    tracker.apply_label_rules(RULES)
     return tracker
 
 
@@ -491,7 +492,8 @@ def test_label_rules_do_not_restore_pod_of_deleted_sandbox() -> None:
     tracker = Tracker(BOOT_ID)
     tracker.restore([sandbox, running_container("shop", pod=PodReference("p", "n", "u", "app"))], set(), NOW)
     tracker.process_event(ContainerDeleted(sandbox.key, NOW.wall), NOW)
-    tracker.apply_filters(lambda _: True, RULES)
+    tracker.apply_filters(lambda _: True)
+    tracker.apply_label_rules(RULES)
     assert [each.pod_labels for each in tracker.exit_all(NOW)] == [None, None]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from bridge.core.container_state import ContainerState, Incarnation, PendingExit, TaskState
 from bridge.core.container_store import MAX_TOMBSTONES, ContainerStore
 from bridge.core.containerd_model import ContainerKey, Labels, PodReference
+from bridge.core.label_rules import LabelRules
 from tests.unit.core.factories import DB, WEB, exited, make_metadata
 
 POD = PodReference("web-1", "prod", "uid-1", "app")
@@ -105,6 +107,19 @@ def test_pod_labels_come_from_sandbox_until_sandbox_is_deleted() -> None:
         store.set_deleted(store.get_or_create(key))
         labels.append(store.pod_labels(app))
     assert labels == [{"app": "web"}, {"app": "web"}, None]
+
+
+def test_pod_labels_come_from_cri_without_sandbox() -> None:
+    store, app = ContainerStore(), make_metadata(APP, pod=POD, pod_labels={"app": "web", "token": "x"})
+    store.update_metadata(app)
+    store.update_metadata(replace(app, updated_at=9, pod_labels=None))  # CRI has not responded
+    entry = store.get_or_create(APP)
+    assert entry.metadata is not None
+    assert store.pod_labels(entry.metadata) == {"app": "web", "token": "x"}
+    store.apply_label_rules(LabelRules(("*",), ("token",), ()))
+    assert store.pod_labels(entry.metadata) == {"app": "web"}
+    store.update_metadata(replace(app, pod=replace(POD, uid="another"), pod_labels=None))
+    assert store.pod_labels(entry.metadata) is None
 
 
 def test_sandbox_without_pod_has_no_pod_labels() -> None:

@@ -15,6 +15,7 @@ from tests.unit.core.factories import (
     created,
     deleted,
     exited,
+    expire_pending_exits,
     make_metadata,
     moment,
     started,
@@ -208,22 +209,17 @@ def killed_before_start() -> Tracker:
     tracker.update_metadata(pod_metadata())
     for event in (created(5, 1, POD), exited(5, 4, 3, key=POD), replace(deleted(5, 4, 3), key=POD)):
         assert tracker.process_event(event, moment(4)) == []
-    assert tracker.expire_pending_exits(moment(60)) == []
+    assert expire_pending_exits(tracker, moment(60)) == []
     assert tracker.counts["never_started"] == 1
     return tracker
 
 
-@pytest.mark.parametrize("known_from", ["query", "listing", "listing after restart"])
-def test_run_whose_start_event_was_lost_is_published_from_record(known_from: str) -> None:
-    tracker = killed_before_start()
-    (query,) = tracker.due_queries(moment(60))
-    if known_from == "query":
-        transitions = tracker.apply_query_result(query, None, moment(60), RECORD)
-    else:  # CRI did not respond
-        assert tracker.apply_query_result(query, None, moment(60)) == []
-        tracker = reconnected(restarted(tracker) if "restart" in known_from else tracker)
-        assert find_unknown_exits(tracker, listing(RECORD)) == [POD]
-        transitions = reconcile(tracker, listing(RECORD), moment(60))
+@pytest.mark.parametrize("restarts", [False, True])
+def test_run_whose_start_event_was_lost_is_published_from_record(restarts: bool) -> None:
+    tracker = killed_before_start()  # CRI did not respond
+    tracker = reconnected(restarted(tracker) if restarts else tracker)
+    assert find_unknown_exits(tracker, listing(RECORD)) == [POD]
+    transitions = reconcile(tracker, listing(RECORD), moment(60))
     assert summarize(transitions) == [("started", "inferred", 5), ("exited", "inferred", 5)]
     assert transitions[0].started_at == wall(2)
     assert transitions[1].exit_info == ExitInfo(3, wall(4), None)
@@ -233,9 +229,8 @@ def test_run_whose_start_event_was_lost_is_published_from_record(known_from: str
 
 
 def test_task_that_never_started_is_not_published_from_record() -> None:
-    tracker = killed_before_start()
-    (query,) = tracker.due_queries(moment(60))
-    assert tracker.apply_query_result(query, None, moment(60), RecordedExit(POD, None, 128, wall(4))) == []
+    tracker = reconnected(killed_before_start())
+    assert reconcile(tracker, listing(RecordedExit(POD, None, 128, wall(4))), moment(60)) == []
     tracker = reconnected(tracker)
     assert find_unknown_exits(tracker, listing(RECORD)) == [], "requested again by each audit"
 
@@ -252,8 +247,47 @@ def test_late_events_of_run_unseen_change_nothing() -> None:
         for query in tracker.due_queries(moment(12))
         for each in tracker.apply_query_result(query, None, moment(12))
     ]
-    transitions += tracker.expire_pending_exits(moment(60))
+    transitions += expire_pending_exits(tracker, moment(60))
     assert transitions == []
+
+
+def test_overdue_exit_gets_time_of_start_from_record() -> None:
+    tracker = reconnected(synced_tracker())
+    tracker.update_metadata(pod_metadata())
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    assert tracker.take_overdue_exits(moment(34)) == []
+    assert tracker.take_overdue_exits(moment(35)) == [POD]
+    start, end = tracker.resolve_overdue_exits([POD], moment(35), {POD: RECORD})
+    assert summarize([start, end]) == [("started", "inferred", 6), ("exited", "live", 6)]
+    assert (start.started_at, end.exit_info) == (wall(2), ExitInfo(3, wall(4)))
+    assert tracker.counts["cri_exit"] == 0  # the event has completed it
+    assert tracker.resolve_overdue_exits([POD], moment(36), {POD: RECORD}) == []
+
+
+def test_overdue_exit_of_another_run_ends_no_run() -> None:
+    tracker = running_tracker()
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    overdue = tracker.take_overdue_exits(moment(35))
+    assert tracker.resolve_overdue_exits(overdue, moment(35), {POD: RECORD}) == []
+    assert [entry.key for entry, _ in tracker.incarnations()] == [POD]
+
+
+def test_overdue_exit_is_due_again_on_next_connection() -> None:
+    tracker = synced_tracker()
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    assert tracker.take_overdue_exits(moment(35)) == [POD]
+    assert tracker.take_overdue_exits(moment(35)) == []
+    tracker.disconnect()  # before CRI has responded
+    assert tracker.take_overdue_exits(moment(36)) == [POD]
+
+
+def test_overdue_exit_waits_for_start_of_later_exit() -> None:
+    tracker = synced_tracker()
+    tracker.process_event(exited(6, 4, 3, key=POD), moment(5))
+    overdue = tracker.take_overdue_exits(moment(35))
+    tracker.process_event(started(6, 3, POD), moment(35.1))
+    tracker.process_event(exited(7, 35, key=POD), moment(35.2))
+    assert tracker.resolve_overdue_exits(overdue, moment(35.3)) == []
 
 
 def test_oom_kill_is_known_from_record_when_query_finds_no_task() -> None:

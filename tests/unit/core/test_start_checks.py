@@ -23,6 +23,7 @@ from tests.unit.core.factories import (
     WEB,
     TransitionSummary,
     exited,
+    expire_pending_exits,
     make_metadata,
     moment,
     started,
@@ -70,7 +71,7 @@ class Containerd:
             for check in tracker.due_start_checks(self.now):
                 self.checks.append(due / SECOND)
                 tracker.apply_start_check(check, self.task, self.now)
-            self.published += summarize(tracker.expire_pending_exits(self.now))
+            self.published += summarize(expire_pending_exits(tracker, self.now))
         return self.published[before:]
 
 

@@ -34,6 +34,7 @@ from tests.unit.core.factories import (
     created,
     deleted,
     exited,
+    expire_pending_exits,
     make_metadata,
     moment,
     paused,
@@ -137,8 +138,8 @@ def test_pending_exit_emitted_with_start_when_deadline_expires() -> None:
     tracker = synced_tracker()
     assert step(tracker, exited(5, 1, 9)) == []
     assert tracker.next_due() == SECOND + PENDING_EXIT_NS
-    assert summarize(tracker.expire_pending_exits(moment(30.999))) == []
-    first, second = tracker.expire_pending_exits(moment(31))
+    assert summarize(expire_pending_exits(tracker, moment(30.999))) == []
+    first, second = expire_pending_exits(tracker, moment(31))
     assert summarize([first, second]) == [("started", "inferred", 5), *EXITED]
     assert (first.at, second.at, second.exit_info) == (wall(31), wall(1), ExitInfo(9, wall(1)))
     assert tracker.next_due() is None

@@ -15,6 +15,7 @@ from bridge.core.containerd_model import (
     ContainerKey,
     Engine,
     ExitStatus,
+    Labels,
     Metadata,
     RecordedExit,
     Task,
@@ -105,6 +106,10 @@ class HookedClient(InProcessClient):
     async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
         await self._called("recorded_exit", key)
         return await super().recorded_exit(key, seconds)
+
+    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
+        await self._called("pod_labels", uid)
+        return await super().pod_labels(seconds, uid)
 
     async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         await self._called("wait_for_exit", key)
@@ -240,11 +245,15 @@ def exit_event(key: ContainerKey, pid: int, status: int = 0) -> TaskExited:
 
 
 def settings(**changed: object) -> WatchSettings:
-    """Return settings that match every namespace except moby, and every container."""
+    """Return settings that match every namespace except moby, and every container.
+
+    ``filter_fingerprint`` is also that of the selection, unless that is given.
+    """
     values = {
         "host": "node-1",
         "namespace_filter": lambda name: name != "moby",
         "label_rules": LabelRules.keep_all(),
+        "selection_fingerprint": changed.get("filter_fingerprint", ""),
         **changed,
     }
     return WatchSettings(**values)  # type: ignore[arg-type]

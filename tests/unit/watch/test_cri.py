@@ -12,6 +12,8 @@ from structlog.testing import capture_logs
 from bridge.containerd.protos import cri_pb2
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import UnreadableError
+from bridge.core.label_rules import LabelRules
+from bridge.core.record_encoder import rfc3339
 from bridge.core.time import to_seconds
 from bridge.watch import cri
 from tests.simulator.state import SimulatedRpcError
@@ -19,9 +21,13 @@ from tests.unit.watch.fakes import HookedClient, RunningWatch, running_watch, sy
 
 WEB = ContainerKey("k8s.io", "web")
 JOB = ContainerKey("k8s.io", "job")
+OTHER, LATER = ContainerKey("k8s.io", "other"), ContainerKey("k8s.io", "later")
+UNKNOWN = (None, None)
 UNAVAILABLE = SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "server is not initialized yet")
 DENIED = SimulatedRpcError(grpc.StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
 LIST, STATUS = "RuntimeService.ListContainers", "RuntimeService.ContainerStatus"
+PODS = "RuntimeService.ListPodSandbox"
+POD_LABELS = {"io.kubernetes.pod.uid": "uid-1", "app": "shop"}
 
 
 def kubernetes_client() -> HookedClient:
@@ -144,6 +150,34 @@ async def test_restart_publishes_run_once_after_kill() -> None:
     assert last.transitions == [("present", "snapshot", "k8s.io/web")]
 
 
+@pytest.mark.parametrize(
+    ("changed", "published"),
+    [
+        ({"filter_fingerprint": "2", "selection_fingerprint": "", "label_rules": LabelRules((), (), ())}, True),
+        ({"filter_fingerprint": "2"}, False),
+    ],
+)
+async def test_change_of_label_rules_hides_no_run_in_gap(changed: dict[str, Any], published: bool) -> None:
+    """Label rules select no containers; other filters may have excluded the run."""
+    client, plain = kubernetes_client(), ContainerKey("default", "plain")
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+    client.state.run_unseen(JOB, 4)
+    client.state.run(plain)
+    client.rules = changed.get("label_rules", client.rules)
+    for number in range(2):
+        async with running_watch(client, checkpoint, **changed) as restarted:
+            await restarted.wait_synced()
+            checkpoint = dict(restarted.outbox.checkpoint)
+        if number == 0:
+            assert ends(restarted) == ([("job", (4, None))] if published else [])
+            assert (("started", "inferred", "plain") in restarted.transitions) is published
+            assert [each["container"]["labels"] for each in restarted.documents if each["id"] == "k8s.io/web"] == (
+                [{}] if published else [client.state.container(WEB).labels]
+            )
+    assert ends(restarted) == []
+
+
 async def test_reboot_does_not_repeat_ended_runs() -> None:
     client, bare = kubernetes_client(), ContainerKey("k8s.io", "without-pod")
     client.state.run(bare, {"io.cri-containerd.kind": "container"})
@@ -188,12 +222,38 @@ async def test_reboot_does_not_hide_later_runs_of_other_containers() -> None:
     assert ends(rebooted)[-1] == ("nerdctl", (3, None))
 
 
+@pytest.mark.parametrize("cri", ["responds", "fails"])
+async def test_container_that_ended_before_a_reboot_has_its_status(cri: str) -> None:
+    """CRI makes up the end of a container that the reboot has ended."""
+    client = kubernetes_client()
+    for key in (JOB, OTHER):
+        client.state.run(key, client.state.container(WEB).labels)
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+        incarnations = {each["container"]["incarnation"] for each in running.documents if each["type"] == "present"}
+    end_unseen(client, WEB, 137, oom=True)
+    end_unseen(client, JOB, 0)
+    end_unseen(client, OTHER, 255)
+    client.state.container(OTHER).cri_status.reason = b"Unknown"
+    client.state.run_unseen(LATER, 4)
+    if cri == "fails":
+        client.faults.errors[LIST, ""] = DENIED
+    async with running_watch(client, checkpoint, boot_id="0b2d4c6e-0000") as rebooted:
+        await rebooted.wait_synced()
+    known = [("web", (137, True)), ("job", (0, None))] if cri == "responds" else [("web", UNKNOWN), ("job", UNKNOWN)]
+    in_gap = [("later", (4, None))] if cri == "responds" else []
+    assert sorted(ends(rebooted)) == sorted([*known, ("other", UNKNOWN), *in_gap])
+    exited = {each["container"]["incarnation"] for each in rebooted.documents if each["type"] == "exited"}
+    assert incarnations <= exited
+
+
 async def test_late_exit_from_before_a_reboot_is_not_a_run() -> None:
     client = kubernetes_client()
     pid = client.state.task(WEB).pid
     async with synced_watch(client) as running:
         checkpoint = dict(running.outbox.checkpoint)
     end_unseen(client, WEB, 255)
+    client.state.container(WEB).cri_status.reason = b"Unknown"
     async with running_watch(client, checkpoint, boot_id="0b2d4c6e-0000") as rebooted:
         await rebooted.wait_synced()
         client.state.publish_exit(WEB, pid, 137)  # containerd cleans up after a shim that is gone
@@ -246,13 +306,45 @@ async def test_held_exit_is_published_at_shutdown_while_cri_hangs() -> None:
     assert ends(running) == [("web", (137, None))]
 
 
-async def test_audit_finds_run_whose_events_were_lost() -> None:
+@pytest.mark.parametrize("cri", ["responds", "fails"])
+async def test_run_gets_time_of_start_from_cri_if_only_its_exit_arrives(cri: str) -> None:
+    """The exit is on its way while the gap ends, and CRI has not processed it itself."""
     client = kubernetes_client()
-    async with synced_watch(client, first_audit_delay=30) as running:
-        client.state.run_unseen(JOB, 3)
+    async with synced_watch(client) as running:
+        client.state.create_unseen(JOB)
+        status = client.state.container(JOB).cri_status
+        status.state, status.started_at = cri_pb2.CONTAINER_RUNNING, client.clock.now().wall
+        await reconnect(running)
+        await asyncio.sleep(3)
+        status.state, status.finished_at = cri_pb2.CONTAINER_EXITED, client.clock.now().wall
+        if cri == "fails":
+            client.faults.errors[STATUS, ""] = DENIED
+        client.state.publish_exit(JOB, 10_007, 5)
         await running.eventually(lambda: ends(running))
+    start, end = [each for each in running.documents if each["id"] == "k8s.io/job"]
+    assert (start["origin"], start["container"]["pid"]) == ("inferred", 10_007)
+    assert start["start"]["at"] == (rfc3339(status.started_at) if cri == "responds" else None)
+    assert (end["origin"], end["exit"]["status"]) == ("live", 5)
+
+
+@pytest.mark.parametrize("in_gap", [False, True])
+async def test_audit_finds_run_whose_events_were_lost(in_gap: bool) -> None:
+    """A run within a gap, which CRI has not returned then, says nothing about its shim."""
+    client = kubernetes_client()
+    with capture_logs() as logs:
+        async with synced_watch(client, first_audit_delay=30) as running:
+            if in_gap:
+                client.state.run_unseen(JOB, 3)
+                client.faults.errors[STATUS, ""] = DENIED
+                await reconnect(running)
+                client.faults.errors.clear()
+            else:
+                await asyncio.sleep(5)
+                client.state.run_unseen(JOB, 3)
+            await running.eventually(lambda: ends(running))
     assert ends(running) == [("job", (3, None))]
     assert running.snapshots()[-1]["reason"] == "audit"
+    assert [each["id"] for each in logs if each["event"] == "start_event_missing"] == ([] if in_gap else ["job"])
 
 
 async def test_audit_publishes_attempts_in_order() -> None:
@@ -269,6 +361,43 @@ async def test_audit_publishes_attempts_in_order() -> None:
         await running.eventually(lambda: ("started", "inferred", "k8s.io/0") in running.transitions)
     starts = [transition[2] for transition in running.transitions if transition[0] == "started"]
     assert starts == ["k8s.io/c", "k8s.io/a", "k8s.io/b", "k8s.io/0"]
+
+
+async def missed_runs(running: RunningWatch, count: int) -> list[str]:
+    """Let a container be restarted in a gap, with ids in no order; return the ids of the attempts."""
+    ids = [f"{number * 7919 % count:04}" for number in range(count)]
+    for id_ in ids:
+        running.client.state.run_unseen(ContainerKey("k8s.io", id_))
+        await asyncio.sleep(0.01)
+    await reconnect(running)
+    return ids
+
+
+def started_ids(running: RunningWatch) -> list[str]:
+    return [each["container"]["id"] for each in running.documents if each["type"] == "started"]
+
+
+async def test_thousands_of_missed_runs_are_published_in_order() -> None:
+    client, last = kubernetes_client(), ContainerKey("k8s.io", "0")
+    async with synced_watch(client) as running:
+        client.stream.held = True
+        client.state.create_unseen(last)
+        client.state.create_task(last)
+        client.state.start(last)
+        client.stream.drain()
+        ids = await missed_runs(running, 2500)
+    assert started_ids(running) == [*ids, last.id]
+
+
+async def test_runs_beyond_limit_are_published_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 50, CRI's records of 20 are requested with the listing, of 20 with the queries, and of 10 at the audit."""
+    monkeypatch.setattr(cri, "MAX_RECORDS", 20)
+    client = kubernetes_client()
+    async with synced_watch(client, first_audit_delay=30) as running:
+        ids = await missed_runs(running, 50)
+        assert started_ids(running) == ids[:40]
+        await running.eventually(lambda: len(ends(running)) == 50)
+    assert started_ids(running) == ids
 
 
 async def test_watch_waits_for_cri_to_be_initialized() -> None:
@@ -377,3 +506,62 @@ async def test_containerd_without_cri_is_not_reported() -> None:
             await reconnect(running)
     assert ends(running) == [("web", (None, None))]
     assert [each for each in logs if each["event"].startswith("cri_")] == []
+
+
+def pod_labels(running: RunningWatch) -> list[tuple[str, dict[str, str] | None]]:
+    """Type of each record of a container, and the labels of its pod."""
+    records = [each for each in running.documents if each["container"]]
+    return [(each["type"], each["container"]["pod"]["labels"]) for each in records]
+
+
+async def test_pods_without_sandbox_container_get_labels_from_cri() -> None:
+    client = kubernetes_client()
+    client.state.pods.append(POD_LABELS)
+    async with synced_watch(client) as running:
+        client.state.pods.append({"io.kubernetes.pod.uid": "uid-2", "app": "later"})
+        labels = {**client.state.container(WEB).labels, "io.kubernetes.pod.uid": "uid-2"}
+        client.state.run(JOB, labels)
+        client.state.exit(WEB, 0)
+        await running.eventually(lambda: ends(running))
+        client.state.pods.clear()
+        client.state.exit(JOB, 0)
+        await running.eventually(lambda: len(ends(running)) == 2)
+    shop, later = {"app": "shop"}, {"app": "later"}
+    assert pod_labels(running) == [("present", shop), ("started", later), ("exited", shop), ("exited", later)]
+    assert client.calls["pod_labels"] == 2
+
+
+async def test_cri_pods_are_not_listed_where_sandboxes_have_labels() -> None:
+    client, sandbox = kubernetes_client(), ContainerKey("k8s.io", "sandbox")
+    labels = {**POD_LABELS, "io.cri-containerd.kind": "sandbox"}
+    client.state.create(sandbox, labels)
+    async with synced_watch(client) as running:
+        client.state.run(JOB, client.state.container(WEB).labels)
+        client.state.exit(JOB, 0)
+        await running.eventually(lambda: ends(running))
+    assert pod_labels(running) == [(type_, {"app": "shop"}) for type_ in ("present", "started", "exited")]
+    assert client.calls["pod_labels"] == 0
+
+
+@pytest.mark.parametrize("fault", ["denied", "hung"])
+async def test_cri_that_does_not_list_pods_is_reported_once(fault: str) -> None:
+    """A proxy of an earlier version denies the call. Exits are completed nevertheless, and no start waits again."""
+    client = kubernetes_client()
+    client.state.pods.append(POD_LABELS)
+    if fault == "denied":
+        client.faults.errors[PODS, ""] = DENIED
+    else:
+        client.faults.hang(PODS)
+    with capture_logs() as logs:
+        async with synced_watch(client) as running:
+            client.state.run(JOB, client.state.container(WEB).labels)
+            await running.eventually(lambda: len(pod_labels(running)) == 2)
+            assert client.calls["pod_labels"] == 1
+            end_unseen(client, WEB, 7)
+            await reconnect(running)
+            assert ends(running) == [("web", (7, None))]
+            client.faults.errors.clear()
+            client.faults.release()
+            await reconnect(running, 3)
+    assert [each["event"] for each in logs if each["event"].startswith("cri_")] == ["cri_pods_unavailable"]
+    assert pod_labels(running)[-1] == ("present", {"app": "shop"})

@@ -93,6 +93,22 @@ def test_proxy_denies_verbose_status_of_cri() -> None:
         BY_METHOD[methods.CRI_STATUS].rebuild_request(request + b"\x10\x01")
 
 
+def test_proxy_selects_pods_of_cri_by_labels_only() -> None:
+    rule, label = BY_METHOD[methods.CRI_PODS], wire.field(1, "app") + wire.field(2, "web")
+    for request in (b"", wire.field(1, wire.field(3, label))):
+        assert rule.rebuild_request(request) == request
+    for other in (wire.field(1, "id"), wire.field(3, label + wire.field(3, "more"))):
+        with pytest.raises(CallDenied):
+            rule.rebuild_request(wire.field(1, other))
+
+
+def test_proxy_removes_all_but_labels_from_pods_of_cri() -> None:
+    entry = wire.field(1, b"app") + wire.field(2, b"web")
+    pod = wire.field(1, "id") + b"\x20\x07" + wire.field(5, entry)
+    canaries = wire.field(2, wire.field(1, "name")) + b"\x18\x01" + wire.field(6, entry) + wire.field(7, "handler")
+    assert BY_METHOD[methods.CRI_PODS].filter_response(wire.field(1, pod + canaries)) == wire.field(1, pod)
+
+
 def test_proxy_removes_all_but_run_facts_from_responses_of_cri() -> None:
     secret = b"canary-7f3a"
     entry = wire.field(1, b"example.com/token") + wire.field(2, secret)
