@@ -200,6 +200,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         label_rules=LabelRules(settings.labels.include, settings.labels.exclude, settings.labels.redact),
         filter_fingerprint=_filter_fingerprint(settings),
         additional_events=containers.additional_events,
+        attributes=settings.attributes,
         keeps_checkpoint=settings.state_dir is not None,
         uses_cri=settings.containerd.cri == "auto",
         snapshot_interval=settings.snapshot.interval.total_seconds(),

@@ -148,7 +148,7 @@ class EventRecord(Struct, frozen=True, omit_defaults=True):
     """One JSON document, the same for every sink; every key without a default is always present.
 
     ``start``, ``heartbeat`` and ``retired`` are present only in records of types ``started``, ``heartbeat`` and
-    ``source_retired``.
+    ``source_retired``, ``attributes`` only if there are any.
     """
 
     version: Literal[1]
@@ -168,6 +168,7 @@ class EventRecord(Struct, frozen=True, omit_defaults=True):
     start: Start | None = None
     heartbeat: Heartbeat | None = None
     retired: Retired | None = None
+    attributes: dict[str, str] | None = None
 
 
 class Watermark(NamedTuple):
@@ -182,7 +183,7 @@ class Record(Struct, frozen=True):
 
     ``subject`` is the container's display id; ``subject``, ``namespace`` and ``project`` are "" for control records.
     ``engine`` is the id of the containerd; ``host`` and ``engine`` identify the source. ``heartbeat_number`` counts
-    heartbeats, which have the position of the preceding record.
+    heartbeats, which have the position of the preceding record. ``attributes`` are names and values.
     """
 
     epoch: int
@@ -196,6 +197,7 @@ class Record(Struct, frozen=True):
     project: str
     data: bytes
     heartbeat_number: int = 0
+    attributes: tuple[tuple[str, str], ...] = ()
 
     @property
     def id(self) -> str:

@@ -369,6 +369,24 @@ def test_other_records_lack_keys_of_heartbeats_and_retirements() -> None:
     assert all({"snapshot", "lost"} <= each and not {"heartbeat", "retired"} & each for each in keys)
 
 
+def test_all_records_have_attributes_if_there_are_any() -> None:
+    attributes = {"cluster": "prod-1", "region": "é"}
+    records = {}
+    for configured in (attributes, {}, None):
+        encoder = RecordEncoder("node-1", ENGINE, EPOCH, attributes=configured)
+        encoded = encoder.encode_snapshot(GAP, COVERAGE, [exited_transition(ExitInfo())], [present_transition()], AT)
+        last = encoded[1]
+        encoded += [lost_record(last, 1, "overflow", AT), heartbeat_record(last, AT, 1, 60.0)]
+        records[str(configured)] = [*encoded, retirement_record(last, "gone", "ops", AT)]
+    with_attributes, *without = records.values()
+    assert without[0] == without[1]
+    for one, other in zip(with_attributes, without[0], strict=True):
+        assert decode_valid(one) == decode_valid(other) | {"attributes": attributes}
+        assert (dict(one.attributes), other.attributes) == (attributes, ())
+        assert parse_record(one.data).attributes == one.attributes
+    assert not any(b"attributes" in each.data for each in without[0])
+
+
 @pytest.mark.parametrize("type_", ["created", "deleted", "oom", "renamed"])
 def test_additional_event_without_task_has_no_pid_or_incarnation(type_: Any) -> None:
     document = decode_valid(
