@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from bridge.core.records import VERSION, Record
+from bridge.core.records import SCHEMA_ID, Record
 
 Attributes: TypeAlias = list[tuple[str, str]]
 KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
@@ -26,7 +26,7 @@ KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
 JSON_CONTENT_TYPE = "application/json"
 KAFKA_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 NATS_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json"
-SCHEMA = f"urn:whalebridge:event:{VERSION}"  # names the major version
+SCHEMA = SCHEMA_ID
 WHALEWATCHER_SCHEMA = "urn:whalebridge:whalewatcher:1"
 
 _TYPES = {

@@ -196,7 +196,9 @@ class RecordEncoder:
             self.epoch,
             self.sequence + 1,
             records.Start(rfc3339(transition.started_at)) if transition.type == "started" else None,
-            attributes=self._attributes,
+            None,
+            None,
+            self._attributes,
         )
         return _record(document, namespace=transition.key.namespace)
 

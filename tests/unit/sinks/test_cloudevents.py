@@ -35,7 +35,7 @@ VALUES = st.text(min_size=1).filter(str.isprintable)
 
 
 def record_of(name: str, **attributes: str) -> Record:
-    return msgspec.structs.replace(record(1), subject=name, attributes=tuple(attributes.items()))
+    return msgspec.structs.replace(record(1, attributes=attributes), subject=name)
 
 
 # --- attributes ---
