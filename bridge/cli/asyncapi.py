@@ -114,7 +114,7 @@ def asyncapi_document() -> Document:
     }
     return {
         "asyncapi": "3.0.0",
-        "id": SCHEMA_ID,
+        "id": "urn:whalebridge",
         "info": {
             "title": "whalebridge",
             "version": str(VERSION),
