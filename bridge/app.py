@@ -202,6 +202,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         filter_fingerprint=_fingerprint(settings.namespaces, settings.containers, settings.labels),
         selection_fingerprint=_fingerprint(settings.namespaces, settings.containers),
         additional_events=containers.additional_events,
+        attributes=settings.attributes,
         keeps_checkpoint=settings.state_dir is not None,
         uses_cri=settings.containerd.cri == "auto",
         snapshot_interval=settings.snapshot.interval.total_seconds(),

@@ -129,6 +129,7 @@ class StatusProvider:
         paused_counts = Counter(watch.paused_flags())
         return Status(
             host=settings.host,
+            attributes=settings.attributes,
             engine=watch.engine,
             include=settings.namespaces.include,
             exclude=settings.namespaces.exclude,

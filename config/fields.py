@@ -26,6 +26,21 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")  # containerd's r
 _NAMESPACE_LETTERS = re.compile(r"[A-Za-z0-9._-]*")
 _MAX_NAMESPACE_LENGTH = 76
 _WILDCARD = re.compile(r"[*?]|\[!?[A-Za-z0-9._-]+\]")
+_ATTRIBUTE_NAME = "[a-z][a-z0-9]{0,19}"  # an attribute of CloudEvents, and a label of Prometheus
+_RESERVED_ATTRIBUTES = (  # of every CloudEvent
+    "data",
+    "datacontenttype",
+    "dataschema",
+    "id",
+    "sequence",
+    "source",
+    "specversion",
+    "subject",
+    "time",
+    "type",
+)
+_MAX_ATTRIBUTES = 16
+_MAX_ATTRIBUTE_LENGTH = 128  # characters
 _JSON_LISTS = ('["', "['")  # a glob may start with a bracket, too
 
 
@@ -173,6 +188,26 @@ def _check_host(value: str) -> str:
     return value
 
 
+def _check_attribute_name(value: str) -> str:
+    if not re.fullmatch(_ATTRIBUTE_NAME, value):
+        raise ValueError("invalid name; use 1 to 20 lowercase letters and digits, and start with a letter")
+    if value in _RESERVED_ATTRIBUTES:
+        raise ValueError("reserved name: CloudEvents has an attribute of this name; use another one")
+    return value
+
+
+def _check_attribute(value: str) -> str:
+    if not 0 < len(value) <= _MAX_ATTRIBUTE_LENGTH or not value.isprintable():
+        raise ValueError(f"invalid value; use 1 to {_MAX_ATTRIBUTE_LENGTH} printable characters")
+    return value
+
+
+def _check_attribute_count(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > _MAX_ATTRIBUTES:
+        raise ValueError(f"too many; use at most {_MAX_ATTRIBUTES}")
+    return value
+
+
 def _parse_socket_path(value: str) -> str:
     path = value.removeprefix("unix://")
     if not path.startswith("/") or not path.isprintable():
@@ -216,6 +251,23 @@ LabelSelectors = Annotated[tuple[Annotated[str, AfterValidator(_check_selector)]
 FilePath = Annotated[str, AfterValidator(_check_file)]
 """A file with a secret or a certificate. Messages show the path, never the content."""
 DirectoryPath = Annotated[str, AfterValidator(_check_directory)]
+Attributes = Annotated[
+    dict[
+        Annotated[str, AfterValidator(_check_attribute_name)],
+        Annotated[
+            str,
+            AfterValidator(_check_attribute),
+            Field(json_schema_extra={"minLength": 1, "maxLength": _MAX_ATTRIBUTE_LENGTH}),
+        ],
+    ],
+    AfterValidator(_check_attribute_count),
+    Field(
+        json_schema_extra={
+            "maxProperties": _MAX_ATTRIBUTES,
+            "propertyNames": {"pattern": f"^{_ATTRIBUTE_NAME}$", "not": {"enum": [*_RESERVED_ATTRIBUTES]}},
+        }
+    ),
+]
 HostName = Annotated[str, AfterValidator(_check_host)]
 SocketPath = Annotated[str, AfterValidator(_parse_socket_path)]
 LowercaseStr = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)

@@ -56,7 +56,10 @@ def _resolve_ref(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any
 def _render_setting(path: str, field: dict[str, Any], *, required: bool) -> list[str]:
     description, _, _ = field["description"].partition("\n\n")
     default = "required" if required else f"default: {_describe_default(field)}"
-    other_names = [f"`{variable(path)}`"] + ([f"`{FLAGS[path]}`"] if path in FLAGS else [])
+    is_mapping = field.get("additionalProperties", {}).get("type") == "string"
+    other_names = [f"`{variable(f'{path}.name' if is_mapping else path)}`"] + (
+        [f"`{FLAGS[path]}`"] if path in FLAGS else []
+    )
     return [
         f"#### `{path}`",
         "",
@@ -78,6 +81,8 @@ def _describe_default(field: dict[str, Any]) -> str:  # noqa: PLR0911 (a table)
             return "the host name"
         case {"stdout": _}:
             return "`{stdout: {type: stdout}}`"
+        case dict():
+            return "empty"
         case list(items):
             return ", ".join(f"`{item}`" for item in items)
         case str(text):

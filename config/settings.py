@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError
 
-from config.fields import DirectoryPath, HostName, SettingsModel, field
+from config.fields import Attributes, DirectoryPath, HostName, SettingsModel, field
 from config.setting_groups import (
     ContainerdSettings,
     ContainersSettings,
@@ -38,6 +38,13 @@ class Settings(SettingsModel):
         socket.gethostname,
         "Host name in every record.",
         reason="In a container, the default is the container's host name: set it to the node's.",
+    )
+    attributes: Attributes = field(
+        {},
+        "Attributes of every record, such as cluster: prod-1. They are CloudEvents attributes, too, so names have "
+        "up to 20 lowercase letters and digits, and names of CloudEvents' own are not allowed. Values have up to 128 "
+        "printable characters. There can be 16.",
+        unit="mapping of names to text",
     )
     containerd: ContainerdSettings = ContainerdSettings()
     namespaces: NamespacesSettings = NamespacesSettings()

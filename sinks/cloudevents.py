@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from bridge.core.records import VERSION, Record
+from bridge.core.records import SCHEMA_ID, Record
 
 Attributes: TypeAlias = list[tuple[str, str]]
 KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
@@ -26,7 +26,7 @@ KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
 JSON_CONTENT_TYPE = "application/json"
 KAFKA_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 NATS_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json"
-SCHEMA = f"urn:whalebridge:event:{VERSION}"  # names the major version
+SCHEMA = SCHEMA_ID
 WHALEWATCHER_SCHEMA = "urn:whalebridge:whalewatcher:1"
 
 _TYPES = {
@@ -61,13 +61,14 @@ def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
     ]
     if record.subject:
         result.append(("subject", encode_attribute(record.subject)))
+    result += [(name, encode_attribute(value)) for name, value in record.attributes]
     return result
 
 
 def kafka_headers(record: Record, schema: str = SCHEMA) -> KafkaHeaders:
     """Return the headers of binary mode on Kafka."""
     headers = [
-        *_kafka_source_headers(record.host, record.engine, record.type, schema),
+        *_kafka_source_headers(record.host, record.engine, record.type, schema, record.attributes),
         ("ce_id", record.id.encode()),
         ("ce_time", record.time.encode()),
         ("ce_sequence", _kafka_epoch_prefix(record.epoch) + str(record.sequence).zfill(_SEQUENCE_DIGITS).encode()),
@@ -85,7 +86,7 @@ def kafka_envelope_headers() -> KafkaHeaders:
 def nats_headers(record: Record, schema: str = SCHEMA) -> dict[str, str]:
     """Return the headers of binary mode on NATS."""
     headers = {
-        **_nats_source_headers(record.host, record.engine, record.type, schema),
+        **_nats_source_headers(record.host, record.engine, record.type, schema, record.attributes),
         "ce-id": record.id,
         "ce-time": record.time,
         "ce-sequence": format_sequence(record),
@@ -138,13 +139,16 @@ def encode_attribute(value: str) -> str:
 
 
 @lru_cache(_CACHE_SIZE)
-def _kafka_source_headers(host: str, engine: str, type_: str, schema: str) -> KafkaHeaders:
+def _kafka_source_headers(
+    host: str, engine: str, type_: str, schema: str, extensions: tuple[tuple[str, str], ...]
+) -> KafkaHeaders:
     return [
         ("content-type", JSON_CONTENT_TYPE.encode()),
         ("ce_specversion", b"1.0"),
         ("ce_source", source_uri(host, engine).encode()),
         ("ce_type", event_type(type_).encode()),
         ("ce_dataschema", schema.encode()),
+        *((f"ce_{name}", encode_attribute(value).encode()) for name, value in extensions),
     ]
 
 
@@ -159,11 +163,14 @@ def _kafka_subject_header(subject: str) -> tuple[str, bytes]:
 
 
 @lru_cache(_CACHE_SIZE)
-def _nats_source_headers(host: str, engine: str, type_: str, schema: str) -> dict[str, str]:
+def _nats_source_headers(
+    host: str, engine: str, type_: str, schema: str, extensions: tuple[tuple[str, str], ...]
+) -> dict[str, str]:
     return {
         "ce-specversion": "1.0",
         "ce-source": encode_nats_value(source_uri(host, engine)),
         "ce-type": event_type(type_),
         "ce-dataschema": encode_nats_value(schema),
         "ce-datacontenttype": JSON_CONTENT_TYPE,
+        **{f"ce-{name}": encode_nats_value(encode_attribute(value)) for name, value in extensions},
     }

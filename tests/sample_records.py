@@ -33,6 +33,7 @@ def record(
     engine: EngineInfo = ENGINE,
     epoch: int = EPOCH,
     size: int = 0,
+    attributes: dict[str, str] | None = None,
 ) -> Record:
     """Return a record about a container; its document is padded to `size` bytes."""
     container = Container(
@@ -54,13 +55,28 @@ def record(
     )
     subject = display_id(ContainerKey(namespace, id_))
     document = EventRecord(
-        1, type_, TIME, subject, project, "live", container, None, None, None, engine, host, epoch, sequence
+        1,
+        type_,
+        TIME,
+        subject,
+        project,
+        "live",
+        container,
+        None,
+        None,
+        None,
+        engine,
+        host,
+        epoch,
+        sequence,
+        attributes=attributes,
     )
     data = _encode(document)
     if len(data) < size:
         container = msgspec.structs.replace(container, image="x" * (len(container.image) + size - len(data)))
         data = _encode(msgspec.structs.replace(document, container=container))
-    return Record(epoch, sequence, type_, TIME, host, engine.id, namespace, subject, project, data)
+    pairs = tuple((attributes or {}).items())
+    return Record(epoch, sequence, type_, TIME, host, engine.id, namespace, subject, project, data, attributes=pairs)
 
 
 def records(count: int, first_sequence: int = 1, **options: Any) -> list[Record]:

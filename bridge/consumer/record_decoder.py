@@ -143,6 +143,7 @@ class DecodedRecord(Struct, frozen=True):
     start: Start | None = None
     heartbeat: Heartbeat | None = None
     retired: Retired | None = None
+    attributes: dict[str, str] = {}
     snapshot_id: str | msgspec.UnsetType | None = msgspec.UNSET
     """Only the entries of a state topic or bucket have it, which repeat single records."""
 

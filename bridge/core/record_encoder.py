@@ -6,6 +6,7 @@ bytes once; neither ever changes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import overload
@@ -76,6 +77,7 @@ class RecordEncoder:
         engine: The containerd that the records describe.
         epoch: Greater than any earlier epoch of this source; normally the start time in Unix milliseconds.
         previous: The source's last epoch and sequence before this epoch, if known.
+        attributes: Attributes of every record.
         max_bytes: Larger records are published without labels and with ``labels_dropped`` set.
     """
 
@@ -86,6 +88,7 @@ class RecordEncoder:
         epoch: int,
         *,
         previous: SourcePosition | None = None,
+        attributes: Mapping[str, str] | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self.epoch = epoch
@@ -93,6 +96,7 @@ class RecordEncoder:
         self._host = host
         self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
         self._previous = previous
+        self._attributes = dict(attributes) if attributes else None
         self._max_bytes = max_bytes
         self._snapshot_count = 0
 
@@ -163,6 +167,7 @@ class RecordEncoder:
                 self._host,
                 self.epoch,
                 self.sequence,
+                attributes=self._attributes,
             )
         )
 
@@ -191,6 +196,9 @@ class RecordEncoder:
             self.epoch,
             self.sequence + 1,
             records.Start(rfc3339(transition.started_at)) if transition.type == "started" else None,
+            None,
+            None,
+            self._attributes,
         )
         return _record(document, namespace=transition.key.namespace)
 
@@ -207,6 +215,8 @@ def _record(document: EventRecord, *, namespace: str = "") -> Record:
         document.id or "",
         document.project or "",
         _ENCODER.encode(document),
+        0,
+        tuple(document.attributes.items()) if document.attributes else (),
     )
 
 
@@ -269,6 +279,7 @@ class _RoutingFields(Struct, frozen=True):
     host: str
     engine: _Engine
     container: _Container | None
+    attributes: dict[str, str] | None = None
 
 
 _ROUTING_DECODER = msgspec.json.Decoder(_RoutingFields)
@@ -295,6 +306,8 @@ def parse_record(data: bytes) -> Record:
         fields.id or "",
         fields.project or "",
         data,
+        0,
+        tuple(fields.attributes.items()) if fields.attributes else (),
     )
 
 

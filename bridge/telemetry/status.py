@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -53,6 +53,7 @@ class Status(Struct, frozen=True, kw_only=True):
     """
 
     host: str
+    attributes: Mapping[str, str]
     engine: Engine | None
     include: Sequence[str]
     exclude: Sequence[str]

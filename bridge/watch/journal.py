@@ -41,7 +41,8 @@ class Journal:
         self, state: WatchState, header: CheckpointHeader, epoch: int, obsolete_keys: Iterable[str] = ()
     ) -> None:
         previous = state.previous_positions.get(header.source)
-        self.encoder = RecordEncoder(header.host, header.engine, epoch, previous=previous)
+        attributes = state.settings.attributes
+        self.encoder = RecordEncoder(header.host, header.engine, epoch, previous=previous, attributes=attributes)
         self.header = header
         self.watermark: Watermark | None = None
         self._state = state
@@ -73,7 +74,8 @@ class Journal:
 
     def begin_epoch(self, epoch: int) -> None:
         """Continue in another epoch, which must begin with a snapshot; the position before it counts as unknown."""
-        self.encoder = RecordEncoder(self.header.host, self.header.engine, epoch)
+        attributes = self._state.settings.attributes
+        self.encoder = RecordEncoder(self.header.host, self.header.engine, epoch, attributes=attributes)
 
     def publish(self, transitions: list[Transition]) -> None:
         """Number and encode transitions, to be persisted by ``write``; before the first snapshot, collect them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 from msgspec import Struct
 
@@ -16,10 +17,11 @@ class WatchSettings(Struct, frozen=True, kw_only=True):
 
     ``namespace_filter`` selects the namespaces to watch, ``container_filter`` the containers to publish.
     ``filter_fingerprint`` identifies both filters and ``label_rules``, also across restarts, ``selection_fingerprint``
-    both filters alone. ``additional_events`` are the optional event types to publish. ``keeps_checkpoint``: the outbox
-    keeps it for the next start. ``uses_cri``: complete exits and labels of pods from CRI. A marker verifies the stream
-    every ``marker_interval``. If no marker returns within ``marker_timeout``, and nothing else arrives, containerd
-    hangs. The sum of both must be below 30 s, the time within which a hung containerd must be detected.
+    both filters alone. ``additional_events`` are the optional event types to publish, ``attributes`` those of every
+    record. ``keeps_checkpoint``: the outbox keeps it for the next start. ``uses_cri``: complete exits and labels of
+    pods from CRI. A marker verifies the stream every ``marker_interval``. If no marker returns within
+    ``marker_timeout``, and nothing else arrives, containerd hangs. The sum of both must be below 30 s, the time within
+    which a hung containerd must be detected.
     """
 
     host: str
@@ -29,6 +31,7 @@ class WatchSettings(Struct, frozen=True, kw_only=True):
     filter_fingerprint: str = ""
     selection_fingerprint: str = ""
     additional_events: Collection[AdditionalEventType] = ()
+    attributes: Mapping[str, str] = MappingProxyType({})
     keeps_checkpoint: bool = True
     uses_cri: bool = True
     snapshot_interval: float = 6 * 3600

@@ -55,6 +55,8 @@ def _misspelled(model: type[BaseModel], name: str) -> str | None:
         return f"did you mean {variable(paths[near])}?"
     if name.startswith("sinks_"):
         return f"separate levels by two underscores, as in {variable(f'sinks.{setting_paths.SINK_ID}.topic')}"
+    if name.startswith("attributes_"):
+        return f"separate levels by two underscores, as in {variable('attributes.cluster')}"
     return None
 
 

@@ -50,7 +50,7 @@ class Message(NamedTuple):
 def find_oversized(messages: Iterable[Message], max_bytes: int) -> Iterator[Position]:
     """Return the positions of messages that do not fit into a request of ``max_bytes``."""
     for message in messages:
-        # The only header of variable length is the subject, which the value contains too.
+        # The only headers of variable length are subject and attributes, which the value contains too.
         if len(message.value or b"") > max_bytes // 4 and message.size > max_bytes:
             yield message.position
 

@@ -98,10 +98,17 @@ class Bridge:
     """Makes the records of one source in one epoch; the time passes by a second with each record."""
 
     def __init__(
-        self, epoch: int = E1, previous: tuple[int, int] | None = None, *, host: str = HOST, engine: str = ENGINE
+        self,
+        epoch: int = E1,
+        previous: tuple[int, int] | None = None,
+        *,
+        host: str = HOST,
+        engine: str = ENGINE,
+        attributes: dict[str, str] | None = None,
     ) -> None:
         before = previous and SourcePosition(*previous)
-        self._encoder = RecordEncoder(host, Engine(engine, "2.4.2", "/c.sock", 812), epoch, previous=before)
+        containerd = Engine(engine, "2.4.2", "/c.sock", 812)
+        self._encoder = RecordEncoder(host, containerd, epoch, previous=before, attributes=attributes)
         self._epoch = epoch
         self._last: Record
 
@@ -446,6 +453,14 @@ def restart() -> _Result:
     second = Bridge(E2, (E1, 4))
     lines += flat(second.snapshot(("b", 102), missed=[("exited", "a", 101)]), second.pause("b", 102))
     return lines, Expected((E2, 5), {"b": (run(102), True)})
+
+
+@vector()
+def changed_attributes() -> _Result:
+    """Attributes of the records may change with a new epoch; the source is the same."""
+    first, second = Bridge(), Bridge(E2, (E1, 4), attributes={"cluster": "prod-1"})
+    lines = flat(first.snapshot(("a", 101)), first.start("b", 102), second.snapshot(("a", 101), ("b", 102)))
+    return lines, Expected((E2, 4), {"a": (run(101), False), "b": (run(102), False)})
 
 
 @vector()

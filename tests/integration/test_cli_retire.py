@@ -112,9 +112,17 @@ def test_retired_source_is_removed_until_its_node_comes_back(target: Target) -> 
     assert target.hosts() == ({"node-2"},) * 2
 
     target.publish(snapshot("node-1", "b", epoch=EPOCH + 1))
+    target.publish([record(4, host="node-1", epoch=EPOCH + 1, attributes={"cluster": "prod-1"})])
     assert target.hosts() == ({"node-1", "node-2"},) * 2
     report = msgspec.json.decode(whalebridge("audit", "main", "--config", target.config, "--json").stdout)
     assert report["findings"] == []
+
+    assert whalebridge(*retire, "node-1").returncode == 0
+    process = whalebridge(
+        "tail", "main", "--config", target.config, "--no-follow", "--type", "source_retired", "--json"
+    )
+    records = [msgspec.json.decode(line) for line in process.stdout.splitlines()]
+    assert [each.get("attributes") for each in records] == [None, None, {"cluster": "prod-1"}]
 
 
 def test_retired_source_is_removed_from_table_when_repeated(target: Target) -> None:

@@ -49,7 +49,7 @@ def test_records_match_json_schema(engine: Containerd, tmp_path: Path) -> None:
         bridge.wait_synced()
         engine.ctr("run", "--rm", "--null-io", IMAGE, id_, "true")
         records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
-    validator = jsonschema.Draft202012Validator(json_schema())
+    validator = jsonschema.Draft202012Validator(json_schema(), format_checker=jsonschema.FormatChecker())
     for record in records:
         validator.validate(record)
     started = published_about(records, id_)[0]

@@ -72,6 +72,7 @@ _CHOICES: dict[str, Choose] = {
     "containerd.socket": _one("", "/run/a/b.sock", "/run/a b #c/1e3"),
     "config": lambda rng: {name: rng.choice(parts) for name, parts in _CONFIGS if rng.random() < 0.5},
     "existingConfigMap": _one("", *_NAMES),
+    "clusterName": _one("", "prod-1", "true", "1e3", "a: b #c", "'\"\\", "é ☃"),
     "persistence.path": _one("/var/lib/a", "/a: b/#c"),
     "http.address": _one("*", "127.0.0.1", "[::]"),
     "image.registry": _one("registry.example.net", "localhost:5000/1e3"),
@@ -187,6 +188,8 @@ def _wrong_type(schema: Schema) -> Any:
 def _out_of_range(schema: Schema) -> Any:
     if "minimum" in schema:
         return schema["minimum"] - 1
+    if "maxLength" in schema:
+        return "x" * (schema["maxLength"] + 1)
     return "/../ !" if "pattern" in schema else "" if "minLength" in schema else "a text" if "enum" in schema else None
 
 

@@ -131,6 +131,7 @@ CHANGES: dict[str, Any] = {  # a change of each setting that config can have
     "heartbeat": {"interval": "10s"},
     "log": {"level": "debug"},
     "outbox": {"max_records": 1000},
+    "attributes": {"region": "eu-1"},
 }
 
 
@@ -155,6 +156,17 @@ def test_chart_settings_are_all_reloadable_or_replace_pods() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert set(schema["definitions"]["config"]["properties"]) == set(CHANGES)
     assert set(CHANGES) >= set(RELOADABLE)
+
+
+def test_chart_sets_cluster_name_as_attribute() -> None:
+    config = {"sinks": {"main": NATS}, "attributes": {"region": "eu-1"}}
+    values: dict[str, Any] = {"config": config, "clusterName": 'prod: "1" #'}
+    assert settings(render(values)).attributes == {"region": "eu-1", "cluster": 'prod: "1" #'}
+    values = {"existingConfigMap": "own", "networkPolicy.brokerPorts": [4222], "clusterName": "prod-1"}
+    assert settings(render(values)).attributes == {"cluster": "prod-1"}
+    assert settings(render()).attributes == {}
+    with pytest.raises(CommandError, match=r"clusterName or config.attributes.cluster, not both"):
+        render({"config": {"attributes": {"cluster": "a"}}, "clusterName": "b"})
 
 
 def test_chart_mounts_configuration_as_directory() -> None:

@@ -1,4 +1,4 @@
-"""Kinds of components that the testbed installs: Go programs, Debian packages, a minimal Debian, jars.
+"""Kinds of components that the testbed installs: Go programs, Debian packages, a minimal Debian, jars, npm packages.
 
 Each component is built in a staging directory and then moved into the cache, so that the cache has no partial ones.
 """
@@ -258,6 +258,37 @@ class MavenJars:
         (staging / "pom.xml").write_text(_pom(self.artifacts))
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={staging}/tree/libs"]
         _run(["mvn", "--batch-mode", "--quiet", *goal], staging, f"download {' '.join(self.artifacts)}")
+        _move(staging / "tree", cache_directory() / self.name, staging)
+
+
+@dataclass(frozen=True)
+class NpmPackages:
+    """Packages of npm and their dependencies, in NAME/node_modules/; their install scripts do not run."""
+
+    name: str
+    packages: tuple[str, ...]  # PACKAGE@VERSION
+
+    @property
+    def recipe(self) -> str:
+        """Return the packages."""
+        return f"npm {' '.join(self.packages)}"
+
+    def directories(self) -> list[Path]:
+        """Return no directories: node loads the packages."""
+        return []
+
+    def missing(self) -> list[str]:
+        """Return the missing packages, and node if it is missing."""
+        modules = cache_directory() / self.name / "node_modules"
+        packages = [package.rpartition("@")[0] for package in self.packages]
+        return [name for name in packages if not (modules / name / "package.json").is_file()] + _missing(["node"], None)
+
+    def install(self, staging: Path) -> None:
+        """Install the packages."""
+        if not shutil.which("npm"):
+            raise InstallError(f"npm not found: {self.name} requires Node.js; run: apt-get install nodejs npm")
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", f"--prefix={staging}/tree"]
+        _run(["npm", "install", *options, *self.packages], staging, f"download {' '.join(self.packages)}")
         _move(staging / "tree", cache_directory() / self.name, staging)
 
 

@@ -2,8 +2,8 @@
 
 The machine itself is not changed. Go programs are built from Go modules into `bin/`. Debian packages are downloaded by
 apt-get and unpacked below `debian/`: no service is started, and installed packages are not affected. Jars are
-downloaded by Maven. To add a peer, add it to COMPONENTS. Components that take long and that few tests need form a
-separate group, and are installed only by name.
+downloaded by Maven, packages of Node.js by npm. To add a peer, add it to COMPONENTS. Components that take long and that
+few tests need form a separate group, and are installed only by name.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tests.testbed.components import (
     InstallError,
     MavenJars,
     MinimalDebian,
+    NpmPackages,
     cache_directory,
 )
 
@@ -52,6 +53,7 @@ COMPONENTS: tuple[Component, ...] = (
     DebianPackages("chromium", ("chromium",), ("chromium",), complete=True),
     DebianPackages("prometheus", ("prometheus",), ("promtool",)),
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
+    NpmPackages("asyncapi-parser", ("@asyncapi/parser@3.6.6",)),
 )
 
 _KUBERNETES_VERSION = "1.34.2"

@@ -231,6 +231,7 @@ def _position_record(record: DecodedRecord) -> Record:
         "host": record.host,
         "epoch": record.epoch,
         "sequence": record.sequence,
+        "attributes": record.attributes or None,
     }
     return parse_record(msgspec.json.encode(document))
 

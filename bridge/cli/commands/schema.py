@@ -1,4 +1,4 @@
-"""``whalebridge schema``: JSON Schemas of the records and of the configuration file."""
+"""``whalebridge schema``: schemas of the records, the topics and streams, and the configuration file."""
 
 # ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
 
@@ -13,7 +13,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.callback()
 def schema() -> None:
-    """Print a JSON Schema."""
+    """Print a JSON Schema, or an AsyncAPI document."""
 
 
 @app.command()
@@ -27,6 +27,21 @@ def event() -> None:
     from bridge.core.records import json_schema
 
     write_json(json_schema())
+
+
+@app.command()
+def asyncapi() -> None:
+    """Print the AsyncAPI 3 document of topics and streams.
+
+    It describes their messages, with keys and headers, for sinks with the encoding json, which is the default.
+
+    \b
+    Example:
+      whalebridge schema asyncapi > asyncapi.json
+    """
+    from bridge.cli.asyncapi import asyncapi_document
+
+    write_json(asyncapi_document())
 
 
 @app.command()

@@ -69,6 +69,9 @@ def _bridge_metrics(status: Status) -> Iterator[Metric]:
     yield _gauge("build_info", "Version of whalebridge and Python; always 1.", program, "version", "python")
     engine = [((status.engine.id, status.engine.version), 1)] if status.engine is not None else []
     yield _gauge("engine_info", "The connected containerd; always 1.", engine, "id", "version")
+    attributes = [(list(status.attributes.values()), 1)] if status.attributes else []
+    text = "The attributes of every record; always 1."
+    yield _gauge("attributes_info", text, attributes, *status.attributes)
     yield _gauge("ready", "1 if /readyz returns 200.", [((), evaluate(status).ready)])
     applied = [((), status.settings_error is None)]
     yield _gauge("settings_applied", "1 if all settings of the last reload are in effect.", applied)

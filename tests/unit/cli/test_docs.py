@@ -290,7 +290,7 @@ def test_configuration_reference_lists_every_setting() -> None:
     for path in setting_paths():
         if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
-            assert f"`{variable(path)}`" in CONFIGURATION
+            assert f"`{variable('attributes.name' if path == 'attributes' else path)}`" in CONFIGURATION
 
 
 def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str]) -> None:

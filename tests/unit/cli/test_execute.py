@@ -37,7 +37,13 @@ def test_schema_command_prints_valid_json_schema(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "command", [*(name for name in COMMANDS if name not in ("schema", "version")), "schema event", "schema config"]
+    "command",
+    [
+        *(name for name in COMMANDS if name not in ("schema", "version")),
+        "schema event",
+        "schema asyncapi",
+        "schema config",
+    ],
 )
 def test_command_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*command.split(), "--help"]) == 0

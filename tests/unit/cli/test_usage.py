@@ -171,6 +171,7 @@ USAGE = {
         call("whalebridge schema", 2),
         call("whalebridge schema frob", 2, "'frob'", "whalebridge schema --help"),
         call("whalebridge schema event --help", 0, "whalebridge schema event"),
+        call("whalebridge schema asyncapi --help", 0, "whalebridge schema asyncapi"),
         call("whalebridge schema config --help", 0, "whalebridge schema config"),
     ],
     "version": [

@@ -46,5 +46,12 @@ def test_sink_settings_are_merged_into_sink_url() -> None:
     }
 
 
+def test_attribute_without_double_underscore_is_an_error() -> None:
+    read = source(Settings, {"WHALEBRIDGE_ATTRIBUTES_CLUSTER": "a"})
+    assert read.values == {}
+    (error,) = read.errors
+    assert error.endswith("as in WHALEBRIDGE_ATTRIBUTES__CLUSTER")
+
+
 def test_environment_variable_is_named_after_settings_path() -> None:
     assert variable("sinks.main.auth.password_file") == "WHALEBRIDGE_SINKS__MAIN__AUTH__PASSWORD_FILE"

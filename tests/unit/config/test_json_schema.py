@@ -20,6 +20,7 @@ SCHEMA = json_schema()
 EXAMPLES = sorted((Path(__file__).parents[3] / "config" / "examples").glob("*.yaml"))
 FULL: dict[str, Any] = {
     "host": "node-1",
+    "attributes": {"cluster": "prod-1", "zone2": "é"},
     "containerd": {"address": "/c.sock"},
     "namespaces": {"include": ["*"], "exclude": []},
     "containers": {
@@ -123,6 +124,11 @@ def test_settings_schema_rejects_misspelled_name_at_any_level() -> None:
         {"log": {"level": "loud"}},
         {"log": "debug"},
         {"outbox": {"max_records": 1}},
+        {"attributes": {"my-rack": "a"}},
+        {"attributes": {"source": "a"}},
+        {"attributes": {"cluster": ""}},
+        {"attributes": {"cluster": "x" * 129}},
+        {"attributes": {f"a{number}": "x" for number in range(17)}},
         {"sinks": "stdout:"},
         {"sinks": ["stdout:"]},
         {"sinks": {}},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,15 @@ def test_containerd_address_is_path_or_unix_url(address: str) -> None:
 def test_duration_accepts_timedelta() -> None:
     interval = timedelta(minutes=5)
     assert load({"snapshot": {"interval": interval}}).snapshot.interval == interval
+
+
+def test_attributes_are_merged_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("attributes: {cluster: prod-1, rack: 012}")
+    monkeypatch.setenv("WHALEBRIDGE_ATTRIBUTES__CLUSTER", "prod-2")
+    monkeypatch.setenv("WHALEBRIDGE_ATTRIBUTES__REGION", "eu west é")
+    assert load(path=str(path)).attributes == {"cluster": "prod-2", "rack": "012", "region": "eu west é"}
+    assert load().attributes == {"cluster": "prod-2", "region": "eu west é"}
 
 
 def test_settings_are_immutable() -> None:

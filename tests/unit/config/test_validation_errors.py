@@ -67,6 +67,18 @@ INVALID_FILES: list[tuple[str | bytes, str]] = [
     ("Host: a", "FILE:1: Host"),
     ("x: a", "FILE:1: x"),
     (f"log: {{level:{CANARY}}}", "FILE:1: log.level..."),
+    ("attributes: cluster", "FILE:1: attributes"),
+    ("attributes: {cluster: [a]}", "FILE:1: attributes.cluster"),
+    ("attributes: {cluster: }", "FILE:1: attributes.cluster"),
+    ("attributes: {cluster: ''}", "FILE:1: attributes.cluster"),
+    (f"attributes: {{cluster: {'x' * 129}}}", "FILE:1: attributes.cluster"),
+    ('attributes: {cluster: "a\\tb"}', "FILE:1: attributes.cluster"),
+    *(
+        (f"attributes: {{'{name}': a}}", f"FILE:1: attributes.{name}")
+        for name in ("Cluster", "my_rack", "1a", "", "a" * 21)
+    ),
+    *((f"attributes: {{{name}: a}}", f"FILE:1: attributes.{name}") for name in ("id", "data", "subject")),
+    ("attributes: {" + ", ".join(f"a{n}: x" for n in range(17)) + "}", "FILE:1: attributes"),
     ("sinks: [kafka://h/t]", "FILE:1: sinks"),
     ("sinks:\n  - type: kafka\n    topic: t", "FILE:1: sinks"),
     ("sinks: {}", "FILE:1: sinks"),

@@ -36,6 +36,7 @@ def test_consumer_schema_has_every_published_field(published: type[Struct], read
     "published",
     [
         record(4, "paused"),
+        record(5, attributes={"cluster": "prod-1"}),
         control_record(1, "snapshot_started"),
         loss_record(record(7), 5),
         heartbeat_record(record(7), 0, 1, 60.0),
@@ -45,7 +46,8 @@ def test_consumer_schema_has_every_published_field(published: type[Struct], read
 def test_consumer_schema_round_trips_published_records(published: records.Record) -> None:
     document, data = decode(published.data)
     assert data == published.data
-    expected = {"start": None, "heartbeat": None, "retired": None} | msgspec.json.decode(published.data)
+    absent: dict[str, object] = {"start": None, "heartbeat": None, "retired": None, "attributes": {}}
+    expected = absent | msgspec.json.decode(published.data)
     assert msgspec.json.decode(msgspec.json.encode(document)) == expected
     assert document.source == (published.host, ENGINE.id)
     assert document.position == (published.epoch, published.sequence)

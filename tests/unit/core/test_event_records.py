@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 from bridge.core import records
+from bridge.core.containerd_model import Kind
 from bridge.core.records import EventRecord, Record, RecordType, json_schema
+from sinks.cloudevents import SCHEMA
 
 DOCUMENT: dict[str, Any] = {
     "version": 1,
@@ -50,7 +52,7 @@ DOCUMENT: dict[str, Any] = {
 def validator() -> jsonschema.Draft202012Validator:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+    return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
 
 
 def test_schema_accepts_documented_example(validator: jsonschema.Draft202012Validator) -> None:
@@ -68,21 +70,73 @@ def test_schema_requires_every_key(path: tuple[str, ...], validator: jsonschema.
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("version", 2), ("type", "died"), ("origin", "guessed"), ("sequence", "42"), ("timestamp", None), ("host", None)],
+    [
+        ("version", 2),
+        ("type", 5),
+        ("origin", "guessed"),
+        ("sequence", "42"),
+        ("timestamp", None),
+        ("timestamp", "yesterday"),
+        ("timestamp", "2026-11-23"),
+        ("exit", {"status": 0, "at": "now", "oom": None}),
+        ("host", None),
+        ("attributes", {"cluster": 1}),
+    ],
 )
 def test_schema_rejects_invalid_values(key: str, value: object, validator: jsonschema.Draft202012Validator) -> None:
     assert not validator.is_valid({**DOCUMENT, key: value})
 
 
-def test_schema_accepts_fields_of_later_minor_versions(validator: jsonschema.Draft202012Validator) -> None:
-    validator.validate({**DOCUMENT, "added": 1})
+def test_schema_accepts_what_later_minor_versions_may_add(validator: jsonschema.Draft202012Validator) -> None:
+    validator.validate({**DOCUMENT, "added": 1, "type": "checkpointed"})
+    validator.validate({**DOCUMENT, "container": {**DOCUMENT["container"], "kind": "vm", "added": {}}})
+    validator.validate({**DOCUMENT, "lost": {"epoch": 1, "first": 1, "last": 2, "reason": "expired"}})
+    snapshot: dict[str, Any] = {
+        "since": None,
+        "until": None,
+        "namespaces": [],
+        "failed": [],
+        "partial": False,
+        "previous": None,
+    }
+    validator.validate({**DOCUMENT, "snapshot": {**snapshot, "id": "1-1", "reason": "drill", "containers": 0}})
 
 
-def test_schema_has_title_and_descriptions() -> None:
+@pytest.mark.parametrize(
+    ("type_", "field", "values"),
+    [
+        ("EventRecord", "type", RecordType),
+        ("Snapshot", "reason", records.SnapshotReason),
+        ("Lost", "reason", records.LossReason),
+        ("Container", "kind", Kind),
+    ],
+)
+def test_schema_describes_known_values_of_open_enumerations(type_: str, field: str, values: object) -> None:
+    *known, other = json_schema()["$defs"][type_]["properties"][field]["anyOf"]
+    assert {each["const"] for each in known} == set(get_args(values))
+    assert all(each["description"] for each in (*known, other))
+    assert other["type"] == "string"
+
+
+def test_schema_has_id_title_and_descriptions() -> None:
     schema = json_schema()
+    assert schema["$id"] == SCHEMA == "urn:whalebridge:event:1"
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert "major version 1" in schema["title"]
-    assert all(each.get("description") for each in schema["$defs"].values())
+    for each in schema["$defs"].values():
+        assert "`" not in each["description"]
+        assert [name for name, field in each["properties"].items() if not field.get("description")] == []
+
+
+def test_every_time_in_schema_is_a_date_time() -> None:
+    times = {"timestamp", "created_at", "at", "since", "until"}
+    found = set()
+    for each in json_schema()["$defs"].values():
+        for name, field in each["properties"].items():
+            formats = {choice.get("format") for choice in field.get("anyOf", [field])}
+            assert ("date-time" in formats) == (name in times), name
+            found.add(name)
+    assert found >= times
 
 
 def test_record_types_are_complete() -> None:

@@ -25,12 +25,12 @@ from bridge.core.record_encoder import (
     retirement_record,
     rfc3339,
 )
-from bridge.core.records import Record, SourcePosition, json_schema
+from bridge.core.records import EventRecord, Record, SourcePosition, json_schema
 from bridge.core.time import SECOND
 from tests.unit.core.factories import WEB
 
 ENGINE = Engine("c79d280c", "2.4.2", "/run/containerd/containerd.sock", 812)
-SCHEMA = jsonschema.Draft202012Validator(json_schema())
+SCHEMA = jsonschema.Draft202012Validator(json_schema(), format_checker=jsonschema.FormatChecker())
 EPOCH = 1_795_447_267_123
 AT = 1_795_447_268_256_344_486
 KNOWN = Metadata(
@@ -58,6 +58,7 @@ def decode_valid(record: Record) -> dict[str, Any]:
     """Decode a record; check that it is valid under the schema, and that its routing fields match its content."""
     document: dict[str, Any] = json.loads(record.data)
     SCHEMA.validate(document)
+    msgspec.json.decode(record.data, type=EventRecord)  # the schema accepts unknown values of open enumerations
     container = document["container"] or {"namespace": "", "project": ""}
     assert (record.epoch, record.sequence, record.type) == (document["epoch"], document["sequence"], document["type"])
     assert (record.time, record.host, record.engine) == (
@@ -367,6 +368,24 @@ def test_other_records_lack_keys_of_heartbeats_and_retirements() -> None:
     records.append(lost_record(records[-1], 1, "overflow", AT))
     keys = [set(decode_valid(each)) for each in records]
     assert all({"snapshot", "lost"} <= each and not {"heartbeat", "retired"} & each for each in keys)
+
+
+def test_all_records_have_attributes_if_there_are_any() -> None:
+    attributes = {"cluster": "prod-1", "region": "é"}
+    records = {}
+    for configured in (attributes, {}, None):
+        encoder = RecordEncoder("node-1", ENGINE, EPOCH, attributes=configured)
+        encoded = encoder.encode_snapshot(GAP, COVERAGE, [exited_transition(ExitInfo())], [present_transition()], AT)
+        last = encoded[1]
+        encoded += [lost_record(last, 1, "overflow", AT), heartbeat_record(last, AT, 1, 60.0)]
+        records[str(configured)] = [*encoded, retirement_record(last, "gone", "ops", AT)]
+    with_attributes, *without = records.values()
+    assert without[0] == without[1]
+    for one, other in zip(with_attributes, without[0], strict=True):
+        assert decode_valid(one) == decode_valid(other) | {"attributes": attributes}
+        assert (dict(one.attributes), other.attributes) == (attributes, ())
+        assert parse_record(one.data).attributes == one.attributes
+    assert not any(b"attributes" in each.data for each in without[0])
 
 
 @pytest.mark.parametrize("type_", ["created", "deleted", "oom", "renamed"])

@@ -31,8 +31,11 @@ NAMES = st.text(st.characters(exclude_categories=()), min_size=1)
 HOSTS = st.text(min_size=1).filter(lambda text: text.isprintable() and not set(text) & set(' /"%'))
 
 
-def record_of(name: str) -> Record:
-    return msgspec.structs.replace(record(1), subject=name)
+VALUES = st.text(min_size=1).filter(str.isprintable)
+
+
+def record_of(name: str, **attributes: str) -> Record:
+    return msgspec.structs.replace(record(1, attributes=attributes), subject=name)
 
 
 # --- attributes ---
@@ -107,14 +110,15 @@ def test_cloudevents_source_is_uri_reference(host: str, engine: str) -> None:
 # --- Kafka ---
 
 
-@given(NAMES, HOSTS)
-def test_kafka_headers_are_parsed_by_cloudevents_package(name: str, host: str) -> None:
-    sent = msgspec.structs.replace(record_of(name), host=host)
+@given(NAMES, HOSTS, VALUES)
+def test_kafka_headers_are_parsed_by_cloudevents_package(name: str, host: str, cluster: str) -> None:
+    sent = msgspec.structs.replace(record_of(name, cluster=cluster), host=host)
     headers = kafka_headers(sent)
     assert len(dict(headers)) == len(headers)
     event = from_binary(KafkaMessage(headers=dict(headers), key=None, value=sent.data), JSONFormat())
     assert event.get_subject() == encode_attribute(name)
     assert event.get_source() == source_uri(host, sent.engine)
+    assert event.get_extension("cluster") == cluster
     assert (event.get_id(), event.get_type()) == (sent.id, "io.whalebridge.container.started")
     assert event.get_data() == msgspec.json.decode(sent.data)
 
@@ -124,6 +128,7 @@ def test_kafka_headers_equal_cloudevents_attributes() -> None:
         record(1),
         control_record(2, "snapshot_completed"),
         record(3, engine=EngineInfo("", "containerd.io", "", "", 0)),
+        record_of("web", cluster="prod-1", region="é"),
     ):
         headers = dict(kafka_headers(event_record))
         assert headers.pop("content-type") == b"application/json"
@@ -133,9 +138,9 @@ def test_kafka_headers_equal_cloudevents_attributes() -> None:
 # --- NATS ---
 
 
-@given(NAMES, HOSTS)
-def test_nats_headers_are_printable_ascii_and_equal_attributes(name: str, host: str) -> None:
-    sent = msgspec.structs.replace(record_of(name), host=host)
+@given(NAMES, HOSTS, VALUES)
+def test_nats_headers_are_printable_ascii_and_equal_attributes(name: str, host: str, cluster: str) -> None:
+    sent = msgspec.structs.replace(record_of(name, cluster=cluster), host=host)
     headers = nats_headers(sent)
     assert headers.pop("ce-datacontenttype") == "application/json"
     for value in headers.values():
@@ -155,12 +160,13 @@ def test_nats_header_value_is_percent_encoded(value: str, encoded: str) -> None:
 # --- structured mode ---
 
 
-@given(NAMES)
-def test_cloudevents_envelope_contains_document_unchanged(name: str) -> None:
-    sent = record_of(name)
+@given(NAMES, VALUES)
+def test_cloudevents_envelope_contains_document_unchanged(name: str, cluster: str) -> None:
+    sent = record_of(name, cluster=cluster)
     text = envelope(sent, sent.data)
     assert text.endswith(b'"data":' + sent.data + b"}")
     event = JSONFormat().read(None, text)
+    assert event.get_extension("cluster") == cluster
     assert event.get_data() == msgspec.json.decode(sent.data)
     decoded = {**msgspec.json.decode(text)}
     del decoded["data"]

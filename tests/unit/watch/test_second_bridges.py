@@ -30,7 +30,8 @@ def return_markers(others: SecondBridges, times: int) -> list[bool]:
 
 async def test_newer_epoch_begins_when_second_bridge_is_silent() -> None:
     client = HookedClient({WEB: 10})
-    async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
+    attributes = {"cluster": "prod-1"}
+    async with synced_watch(client, marker_interval=MARKER_SECONDS, attributes=attributes) as running:
         client.stream.put(marker_of())
         await running.wait_synced(2)
         client.stream.put(exit_event(WEB, 10))
@@ -46,6 +47,7 @@ async def test_newer_epoch_begins_when_second_bridge_is_silent() -> None:
     assert begin["snapshot"]["since"] < begin["snapshot"]["until"]
     assert [each["id"] for each in rest if each["type"] == "present"] == ["web"]
     assert running.watch.counters.gaps["second_bridge"] == 1
+    assert all(each["attributes"] == attributes for each in running.documents)
 
 
 async def test_newest_epoch_stays_and_snapshot_follows_second_bridge() -> None:

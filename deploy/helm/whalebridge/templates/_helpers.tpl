@@ -338,6 +338,13 @@ metricRelabelings:
   value: {{ .Values.http.containers | default false | quote }}
 - name: WHALEBRIDGE_RELOAD_ON_CHANGE
   value: "true"
+{{- with .Values.clusterName }}
+{{- if dig "attributes" "cluster" "" $.Values.config }}
+{{- fail "Set clusterName or config.attributes.cluster, not both." }}
+{{- end }}
+- name: WHALEBRIDGE_ATTRIBUTES__CLUSTER
+  value: {{ . | quote }}
+{{- end }}
 {{- end }}
 
 {{- /* A digest of the settings that a reload cannot change; if it changes, the pods are replaced. */}}

@@ -33,6 +33,7 @@ def bridge_status(**changed: Any) -> Status:
     """Return the status of a healthy bridge with the given changes."""
     defaults = Status(
         host="node-1",
+        attributes={"cluster": "prod-1"},
         engine=Engine("engine-1", "2.4", "/c.sock", 1),
         include=("*",),
         exclude=(),

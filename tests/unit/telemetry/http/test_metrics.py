@@ -64,6 +64,7 @@ async def test_metrics_equal_counters() -> None:
         "whalebridge_task_query_failures_total": 11,
         "whalebridge_stream_watermark_age_seconds": 12,
         "whalebridge_proxy_denied_calls_total": 13,
+        "whalebridge_attributes_info prod-1": 1,
         "whalebridge_ready": 0,
         "whalebridge_outbox_writable": 0,
         "whalebridge_outbox_limit_bytes": 1000,
@@ -89,8 +90,9 @@ async def test_metrics_equal_counters() -> None:
 
 
 async def test_metrics_without_value_are_absent() -> None:
-    values = samples(FakeBridge(bridge_status(watermark_age=None, engine=None, synced=False, proxy_denied_calls=None)))
-    absent = ("watermark_age", "engine_info", "proxy_denied_calls")
+    unknown = {"watermark_age": None, "engine": None, "proxy_denied_calls": None}
+    values = samples(FakeBridge(bridge_status(**unknown, attributes={}, synced=False)))
+    absent = ("watermark_age", "engine_info", "attributes_info", "proxy_denied_calls")
     assert not [name for name in values if any(part in name for part in absent)]
 
 
@@ -106,6 +108,7 @@ async def test_dashboard_and_alerts_use_existing_metrics(exposed_metrics: set[st
     alerted = set(METRIC_NAME.findall((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()))
     assert shown | alerted <= exposed_metrics
     assert {name for name in exposed_metrics if name.startswith("whalebridge_")} - shown - alerted <= {
+        "whalebridge_attributes_info",
         "whalebridge_engine_info",
         "whalebridge_sink_publish_duration_seconds_count",
         "whalebridge_sink_publish_duration_seconds_sum",
