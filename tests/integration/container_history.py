@@ -142,7 +142,7 @@ class ContainerHistory:
 
     def _kill(self, id_: str) -> None:
         self.ctr("task", "kill", "--signal", "SIGKILL", id_)
-        eventually(lambda: self.engine.tasks(self.namespace).get(id_) == "STOPPED", f"the exit of {id_}", within=20)
+        eventually(lambda: self.engine.tasks(self.namespace).get(id_) == "STOPPED", f"the exit of {id_}")
         self.ctr("task", "rm", id_)
 
 
