@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import msgspec
 
+from tests.eventually import pause
+
 RecordDict = dict[str, Any]
 
 CONTROL_TYPES = ("snapshot_started", "snapshot_completed")
@@ -82,13 +84,14 @@ class BridgeProcess:
 
     def wait_logged(self, event: str, times: int = 1, seconds: float = 60) -> list[RecordDict]:
         """Wait until the log has an event `times` times; return these lines."""
-        deadline = time.monotonic() + seconds
+        started_at = time.monotonic()
         while True:
-            is_last_try = time.monotonic() > deadline or self.process.poll() is not None
+            elapsed = time.monotonic() - started_at
+            is_last_try = elapsed > seconds or self.process.poll() is not None
             if len(lines := self.log_lines(event)) >= times:
                 return lines
             assert not is_last_try, self.log.read_text()[-3000:]
-            time.sleep(0.05)
+            time.sleep(pause(elapsed))
 
     def records(self) -> list[RecordDict]:
         """Return all records written so far; each line must be valid."""
@@ -102,22 +105,23 @@ class BridgeProcess:
 
     def wait(self, predicate: Callable[[list[RecordDict]], object], what: str, seconds: float = 30) -> list[RecordDict]:
         """Wait until the records satisfy the predicate; otherwise, fail with the last records and the log."""
-        deadline = time.monotonic() + seconds
+        started_at = time.monotonic()
         while True:
-            is_last_try = time.monotonic() > deadline or self.process.poll() is not None  # checked before reading
+            elapsed = time.monotonic() - started_at
+            is_last_try = elapsed > seconds or self.process.poll() is not None  # checked before reading
             if predicate(self.records()):
                 return self._records
             if is_last_try:
                 last = [summary(each) for each in self._records[-20:]]
                 raise AssertionError(f"no {what} within {seconds} s; {last=}; log: {self.log.read_text()[-3000:]}")
-            time.sleep(0.02)
+            time.sleep(pause(elapsed))
 
-    def wait_synced(self, snapshots: int = 1, seconds: float = 30) -> list[RecordDict]:
-        """Wait until `snapshots` snapshots are complete."""
+    def wait_synced(self, snapshots: int = 1) -> list[RecordDict]:
+        """Wait until `snapshots` snapshots are complete; the program may have to start first."""
         return self.wait(
             lambda records: sum(each["type"] == "snapshot_completed" for each in records) >= snapshots,
             f"snapshot number {snapshots}",
-            seconds,
+            60,
         )
 
 

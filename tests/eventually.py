@@ -20,7 +20,7 @@ def eventually(predicate: Callable[[], object], what: str = "a condition", *, wi
         elapsed = time.monotonic() - started_at
         if elapsed > within:
             raise TimeoutError(f"timed out after {within:g} s waiting for {what}")
-        time.sleep(_pause(elapsed))
+        time.sleep(pause(elapsed))
 
 
 async def eventually_async(predicate: Callable[[], object], what: str = "a condition", *, within: float = 60) -> None:
@@ -35,9 +35,9 @@ async def eventually_async(predicate: Callable[[], object], what: str = "a condi
         elapsed = loop.time() - started_at
         if elapsed > within:
             raise TimeoutError(f"timed out after {within:g} s waiting for {what}")
-        await asyncio.sleep(_pause(elapsed))
+        await asyncio.sleep(pause(elapsed))
 
 
-def _pause(elapsed: float) -> float:
+def pause(elapsed: float) -> float:
     """Return the seconds until the next check: a tenth of the elapsed time, within limits."""
     return min(max(elapsed / 10, 0.001), _MAX_PAUSE)

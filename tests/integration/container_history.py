@@ -39,13 +39,18 @@ services:
 
 
 class ExpectedTransition(NamedTuple):
-    """A transition that must be published; ``interval`` is the earliest and the latest time at which it happened."""
+    """A transition that must be published; ``interval`` is the earliest and the latest time at which it happened.
+
+    ``brief``: the run lasts for milliseconds. ``removed``: so does its container, which the client removes at its exit.
+    """
 
     type: str
     name: str
     project: str
     status: int | None
     interval: tuple[float, float]
+    brief: bool
+    removed: bool
 
 
 _numbers = itertools.count()  # shared by all histories: some leave containers behind
@@ -95,12 +100,22 @@ class ContainerHistory:
         self.expect(id_, types, before, name=name, project=project, status=status)
 
     def expect(
-        self, id_: str, types: str, before: float, *, name: str = "", project: str = "", status: int | None = None
+        self,
+        id_: str,
+        types: str,
+        before: float,
+        *,
+        name: str = "",
+        project: str = "",
+        status: int | None = None,
+        brief: bool = False,
+        removed: bool = False,
     ) -> None:
         """Note expected transitions, which happened since ``before`` (seconds since 1970)."""
+        interval = (before, time.time())
         self.expected[self.display_id(id_)] += [
             ExpectedTransition(
-                type_, name or id_, project, status if type_ == "exited" else None, (before, time.time())
+                type_, name or id_, project, status if type_ == "exited" else None, interval, brief, removed
             )
             for type_ in types.split()
         ]
@@ -127,7 +142,7 @@ class ContainerHistory:
 
     def _kill(self, id_: str) -> None:
         self.ctr("task", "kill", "--signal", "SIGKILL", id_)
-        eventually(lambda: self.engine.tasks(self.namespace).get(id_) == "STOPPED", f"the exit of {id_}", within=20)
+        eventually(lambda: self.engine.tasks(self.namespace).get(id_) == "STOPPED", f"the exit of {id_}")
         self.ctr("task", "rm", id_)
 
 
@@ -147,11 +162,12 @@ def short_run(history: ContainerHistory, number: int) -> None:
     id_ = history.unique_name("blink")
     status = (0, 1, 3, 42, 255)[number % 5]
     command = ("true",) if status == 0 else ("sh", "-c", f"exit {status}")
-    remove = ("--rm",) if number % 2 else ()
+    removed = number % 2 == 1
+    remove = ("--rm",) if removed else ()
     run = ("run", *remove, "--null-io", "--label", "com.docker.compose.project=blinks", IMAGE, id_, *command)
     before = time.time()
     history.engine.ctr(*run, namespace=history.namespace, check=False)  # ctr exits with the container's status
-    history.expect(id_, "started exited", before, project="blinks", status=status)
+    history.expect(id_, "started exited", before, project="blinks", status=status, brief=True, removed=removed)
 
 
 def exec_processes(history: ContainerHistory, _number: int) -> None:
@@ -236,12 +252,11 @@ def nerdctl_self_removing(history: ContainerHistory, number: int) -> None:
     """Run a nerdctl container that is removed on exit."""
     name = history.unique_name("flash")
     status = (0, 9)[number % 2]
-    before = time.time()
-    run = ("run", "--rm", "--pull", "never", "--net", "host", "--name", name, "--label", f"flash={name}")
-    history.engine.nerdctl(
-        *run, "busybox:latest", "sh", "-c", f"exit {status}", namespace=history.namespace, check=False
-    )
-    history.expect(f"named:{name}", "started exited", before, name=name, status=status)
+    before, id_file = time.time(), history.directory / name
+    run = ("run", "--rm", f"--cidfile={id_file}", "--pull=never", "--net=host", f"--name={name}", "busybox:latest")
+    history.engine.nerdctl(*run, "sh", "-c", f"exit {status}", namespace=history.namespace, check=False)
+    id_ = id_file.read_text()
+    history.expect(id_, "started exited", before, name=name, status=status, brief=True, removed=True)
 
 
 def compose_project(history: ContainerHistory, number: int) -> None:

@@ -164,12 +164,14 @@ async def _check_stream_under_failures(
     sink = NatsSink(settings(peer, subject, timeout=sink_timeout), SystemClock())
     published = 0
     errors: list[str] = []
-    while not failing.done() or published < 2000:
-        batch = records(1 + published % 397, first_sequence=published + 1)
-        errors += await publish_until_accepted(sink, batch, seconds=240)
-        published += len(batch)
-    await failing
-    await sink.close()
+    try:
+        while not failing.done() or published < 2000:
+            batch = records(1 + published % 397, first_sequence=published + 1)
+            errors += await publish_until_accepted(sink, batch, seconds=240)
+            published += len(batch)
+        await failing
+    finally:
+        await sink.close()  # its connection would let a later test fail
     assert errors
     async with StreamReader(peer) as reader:
         # A server that was suspended may consider itself the leader for a moment.

@@ -68,6 +68,12 @@ def containerd_state(engine: Containerd) -> list[str]:
     return [line for words in (*commands, *quiet) for line in sorted(engine.ctr(*words).stdout.splitlines())]
 
 
+def collect_garbage(engine: Containerd) -> None:
+    """Let containerd remove what nothing refers to any more, which it otherwise does at some time."""
+    engine.ctr("leases", "create", "--id", "garbage")
+    engine.ctr("leases", "delete", "--sync", "garbage")
+
+
 async def events_before_marker(address: str, stream: ContainerdEventStream) -> None:
     """Publish markers until one returns, and discard the events before it."""
     async with ContainerdClient(address, KEEP_ALL) as client, asyncio.timeout(20):

@@ -97,7 +97,7 @@ def test_fault_18_bridge_is_killed_at_random_moments(
     with ThreadPoolExecutor(1) as pool, bridge:
         with churn:
             synced = 0
-            flooding = pool.submit(flood, engine, events=KILLS * 800, containers=20, rate=200)
+            flooding = pool.submit(flood, engine, events=KILLS * 480, containers=20, rate=200)
             for number in range(KILLS):
                 if number % 4:  # otherwise kill it possibly before it is synced
                     bridge.wait_logged("synced", synced + 1)
@@ -136,7 +136,8 @@ def test_fault_25_brokers_come_and_go(
             time.sleep(OUTAGE_SECONDS / 3)
             kafka.start()
             nats.start()
-            eventually(lambda: len(bridge.log_lines("sink_recovered")) >= 2, "the connection to both brokers")
+            # The next attempt begins within 30 s, and one in progress may take another 30 s.
+            eventually(lambda: len(bridge.log_lines("sink_recovered")) >= 2, "both connections", within=90)
             kafka.kill()
             nats.kill()
             time.sleep(OUTAGE_SECONDS)
@@ -180,7 +181,7 @@ def test_fault_24_one_sink_is_down(
         def measure_delay() -> float:
             churn.step()
             started = time.monotonic()
-            wait_consistent(read, engine, churn.namespace, seconds=20)
+            wait_consistent(read, engine, churn.namespace)
             return time.monotonic() - started
 
         usual_delays, delays = [measure_delay() for _ in range(3)], []

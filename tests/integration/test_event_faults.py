@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import time
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +14,7 @@ from google.protobuf.message import Message
 
 from bridge.containerd.protos.payloads_pb2 import TaskCreate, TaskDelete, TaskExit, TaskStart
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions
+from tests.eventually import eventually
 from tests.integration.running import init_pid, publish_event
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -33,6 +36,12 @@ def changes(records: list[RecordDict], id_: str) -> list[tuple[str, int | None]]
 def time_of(record: RecordDict) -> int:
     """Return the time of a record in ns."""
     return round(datetime.fromisoformat(record["timestamp"]).timestamp() * 1_000_000) * 1_000
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Return whether a process has a handler for SIGTERM, which an initial process without one ignores."""
+    (caught,) = re.findall(r"^SigCgt:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) & 1 << (signal.SIGTERM - 1))
 
 
 def publish(engine: Containerd, *events: tuple[Message, int]) -> None:
@@ -58,7 +67,7 @@ def test_fault_10_exit_events_are_repeated(engine: Containerd, tmp_path: Path, s
         engine.run(id_, "sh", "-c", "trap 'exit 3' TERM; sleep 86400 & wait")
         bridge.wait(lambda records: changes(records, id_), "its start")
         pid = init_pid(engine, id_)
-        time.sleep(0.2)  # until the shell has set the trap
+        eventually(lambda: catches_sigterm(pid), "the shell to set the trap")
         engine.ctr("task", "kill", "--signal", "SIGTERM", id_)
         bridge.wait(lambda records: len(changes(records, id_)) == 2, "its exit")
         if stopped_task == "deleted":

@@ -112,10 +112,11 @@ def test_heartbeat_timestamp_stalls_when_containerd_hangs(
         )
         assert {each["sequence"] for each in heartbeats(records)} == {2}, "the position of the snapshot"
         engine.suspend()
-        count = len(heartbeats(bridge.wait(lambda records: heartbeats(records)[2:], "heartbeats")))
-        records = bridge.wait(lambda records: len(heartbeats(records)) > count + 14, "heartbeats", 60)
+        count = len(heartbeats(bridge.records())) + 3  # the last marker may not be processed yet
+        records = bridge.wait(lambda records: len(heartbeats(records)) > count + 10, "heartbeats", 60)
         engine.resume()
-    assert len({each["timestamp"] for each in heartbeats(records)[-5:]}) == 1
+    # As long as the interval of markers, of which each would advance the timestamp.
+    assert len({each["timestamp"] for each in heartbeats(records)[count:]}) == 1
 
 
 def file_records(path: Path) -> list[RecordDict]:

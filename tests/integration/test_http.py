@@ -26,6 +26,7 @@ from tests.testbed import browser
 from tests.testbed.containerd import Containerd
 from tests.testbed.install import search_path
 from tests.testbed.process import run
+from tests.testbed.server import free_port
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<script>document.title='owned'</script>\"><img src=x onerror=\"document.title='owned'\">\u202e"
@@ -263,12 +264,6 @@ def get_status(client: http.client.HTTPConnection, path: str) -> int:
     client.request("GET", path)
     with client.getresponse() as response:
         return response.status
-
-
-def free_port() -> int:
-    """Return a port that no socket has; another process could take it at any time."""
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
-        return int(server.getsockname()[1])
 
 
 def occupy_port(server: socket.socket, port: int) -> bool:

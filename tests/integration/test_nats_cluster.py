@@ -19,7 +19,6 @@ from tests.integration.nats_reading import (
     check_streams_under_failures,
     record_positions,
     settings,
-    start_sink,
 )
 from tests.integration.target_checks import publish_until_accepted
 from tests.sample_records import record, records
@@ -90,8 +89,8 @@ async def test_nats_sink_stores_resent_records_once_with_replicas(cluster: Nats)
     """Later batches are partly stored, as after a restart without acknowledgments."""
     all_records = records(900)
     for start, end in [(0, 400), (200, 600), (0, 900)]:
-        sink = await start_sink(cluster, "resent", timeout="5s", stream={"replicas": 3})
-        await sink.publish(all_records[start:end])
+        sink = NatsSink(settings(cluster, "resent", timeout="5s", stream={"replicas": 3}), SystemClock())
+        await publish_until_accepted(sink, all_records[start:end])  # the stream may have no leader at the moment
         await sink.close()
     async with StreamReader(cluster) as reader:
         stored = await reader.read_stored("WHALEBRIDGE_RESENT", minimum=900)

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from bridge.clock import SystemClock
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import NatsFactory, StreamReader, settings
+from tests.integration.nats_reading import NatsFactory, StreamReader, retry_until_available, settings
 from tests.integration.target_checks import publish_until_accepted
 from tests.sample_records import control_record, records
 from tests.testbed.install import search_path
@@ -72,6 +73,7 @@ async def test_documented_nats_command_creates_usable_stream(
     await publish_until_accepted(sink, records(3))  # if a server has stalled, the others have to elect a leader first
     await sink.close()
     async with StreamReader(peer) as reader:
-        config = (await reader.jetstream.stream_info("WHALEBRIDGE_CONTAINERS")).config
+        info = await retry_until_available(partial(reader.jetstream.stream_info, "WHALEBRIDGE_CONTAINERS"))
+    config = info.config
     assert config.allow_atomic
     assert (config.num_replicas, config.max_age, config.duplicate_window) == (3, 7 * 86400, 3600)

@@ -28,6 +28,7 @@ from tests.integration.proxy_calls import (
     KEEP_ALL,
     MIB,
     call_outcome,
+    collect_garbage,
     containerd_state,
     events_before_marker,
     first_messages,
@@ -53,7 +54,9 @@ class TestDeniedCalls:
     async def test_proxy_denies_every_method_not_allowed(
         self, engine: Containerd, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
     ) -> None:
+        await asyncio.to_thread(collect_garbage, engine)  # of earlier tests
         before = await asyncio.to_thread(containerd_state, engine)
+        began = time.monotonic()
         direct = ContainerdEventStream(engine.address)
         await events_before_marker(engine.address, direct)
         denied = [method for method in api_methods.listed_methods() if method not in ALLOWED_METHODS]
@@ -68,7 +71,7 @@ class TestDeniedCalls:
         assert without_container_events(direct.drain(), kept_id=container) == []
         direct.close()
         lines = proxy.log_lines("call_denied")
-        assert len(lines) <= 110
+        assert len(lines) <= 110 * (1 + (time.monotonic() - began) // 60)  # a method is logged once a minute
         assert lines[0]["method"] in denied
 
     async def test_proxy_denies_published_events_other_than_markers(

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc import StatusCode
 
 from bridge.containerd import methods
@@ -61,24 +63,6 @@ class TestLimits:
         async with asyncio.timeout(60):
             assert await count_large_events(stalled) < 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB
             assert await stalled.code() is StatusCode.RESOURCE_EXHAUSTED
-
-    @one_engine
-    async def test_proxy_frees_subscriptions_of_stalled_clients(
-        self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
-    ) -> None:
-        """The queued events fit into the buffer of the proxy, but not into the socket buffer of a stalled client."""
-        stalled = [stream_call(proxied, methods.SUBSCRIBE.path)(b"") for _ in range(relay.MAX_SUBSCRIPTIONS)]
-        await first_messages(proxy.address, *stalled)
-        await publish_bulk(engine, NEAR_LIMIT_MIB)
-        await asyncio.sleep(relay.WRITE_TIMEOUT_SECONDS)
-        async with ContainerdClient(proxy.address, KEEP_ALL) as client, asyncio.timeout(60):
-            # The write timeout of each client starts when the proxy writes its events.
-            others = [await subscribe_when_admitted(client, proxy) for _ in range(relay.MAX_SUBSCRIPTIONS)]
-        for each in others:
-            each.close()
-        for call in stalled:
-            assert await count_large_events(call) < NEAR_LIMIT_MIB
-            assert await call.code() is StatusCode.RESOURCE_EXHAUSTED
 
     @one_engine
     async def test_client_raises_overflow_at_subscription_limit(self, proxy: ProxyProcess) -> None:
@@ -137,6 +121,41 @@ class TestLimits:
                     containers = [container async for container in client.containers("large")]
                 assert len(containers) == 10_000
                 assert proxy.peak_bytes() - before < 64 * MIB
+
+
+# Clients are disconnected after 3 s, not 30 s.
+IMPATIENT = """
+import runpy
+from bridge.containerd.proxy import relay
+relay.WRITE_TIMEOUT_SECONDS = 3.0
+runpy.run_module("bridge", run_name="__main__", alter_sys=True)
+"""
+
+
+@one_engine
+class TestWriteTimeout:
+    @pytest.fixture
+    def proxy(self, engine: Containerd, tmp_path: Path) -> Iterator[ProxyProcess]:
+        proxy = ProxyProcess(engine.address, tmp_path)
+        proxy.command = [sys.executable, "-c", IMPATIENT, *proxy.command[3:]]
+        with proxy:
+            yield proxy
+
+    async def test_proxy_frees_subscriptions_of_stalled_clients(
+        self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
+    ) -> None:
+        """The queued events fit into the buffer of the proxy, but not into the socket buffer of a stalled client."""
+        stalled = [stream_call(proxied, methods.SUBSCRIBE.path)(b"") for _ in range(relay.MAX_SUBSCRIPTIONS)]
+        await first_messages(proxy.address, *stalled)
+        await publish_bulk(engine, NEAR_LIMIT_MIB)
+        async with ContainerdClient(proxy.address, KEEP_ALL) as client, asyncio.timeout(60):
+            # The write timeout of each client starts when the proxy writes its events.
+            others = [await subscribe_when_admitted(client, proxy) for _ in range(relay.MAX_SUBSCRIPTIONS)]
+        for each in others:
+            each.close()
+        for call in stalled:
+            assert await count_large_events(call) < NEAR_LIMIT_MIB
+            assert await call.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
 async def subscribe_when_admitted(client: ContainerdClient, proxy: ProxyProcess) -> ContainerdEventStream:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import grpc
@@ -95,7 +97,8 @@ def test_fault_39_oom_kill_precedes_or_follows_exit(
 ) -> None:
     """The client removes each container at once, so that containerd 2.4 loses some of the exit events.
 
-    Where a shim watches a cgroup too late, containerd has no OOM event: then the kill is unknown.
+    Where a shim watches a cgroup too late, containerd has no OOM event. Then the kill is unknown, or denied if the
+    run lasted so long that the shim should have watched. The same applies to an OOM event that arrives too late.
     """
     ids = [unique_id(engine, f"oom-{status}-{number}") for number in range(20)]
     environment = {"WHALEBRIDGE_CONTAINERS__ADDITIONAL_EVENTS": "oom"}
@@ -107,14 +110,22 @@ def test_fault_39_oom_kill_precedes_or_follows_exit(
         records = bridge.wait(lambda records: all(exits(records, id_) for id_ in ids), "exits")
     with_event = set()
     for id_ in ids:
-        started, *ooms, exited = (each for each in records if each["id"] == id_)
-        assert (started["type"], exited["type"]) == ("started", "exited")
-        assert {each["type"] for each in ooms} <= {"oom"}
+        about = [each for each in records if each["id"] == id_]
+        types = [each["type"] for each in about]
+        assert (types[0], Counter(types) - Counter(oom=len(types))) == ("started", Counter(started=1, exited=1))
+        started, *ooms = about[: types.index("exited")]
         assert {each["container"]["incarnation"] for each in ooms} <= {started["container"]["incarnation"]}
-        assert (exited["exit"]["status"], exited["exit"]["oom"]) == (status, True if ooms else None)
+        exit_ = exits(records, id_)[0]["exit"]
+        may_be_denied = status != 137 and seconds_between(started["start"]["at"], exit_["at"]) >= 1
+        assert exit_["status"] == status
+        assert exit_["oom"] is True if ooms else exit_["oom"] is None or (may_be_denied and exit_["oom"] is False)
         if ooms:
             with_event.add(id_)
     assert len(with_event) > len(ids) / 2
+
+
+def seconds_between(first: str, second: str) -> float:
+    return (datetime.fromisoformat(second) - datetime.fromisoformat(first)).total_seconds()
 
 
 def test_exit_record_denies_oom_kill_only_when_known(engine: Containerd, tmp_path: Path) -> None:

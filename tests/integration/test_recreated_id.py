@@ -6,12 +6,12 @@ containerd 2.4 loses exit events of containers that are removed the moment they 
 from __future__ import annotations
 
 import os
-import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 
 from tests.bridge_process import BridgeProcess, check_stream
+from tests.integration.running import exits, suspended
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 
@@ -19,35 +19,29 @@ STALLS = 4
 
 
 def test_fault_42_runs_follow_while_bridge_stalls(engine: Containerd, tmp_path: Path) -> None:
-    id_, runs, ended = f"again-{os.getpid()}-{engine.version.replace('.', '')}", 0, False
+    id_, ended = f"again-{os.getpid()}-{engine.version.replace('.', '')}", False
+    statuses: list[int] = []
 
     def run_in_loop() -> None:
-        nonlocal runs
         while not ended:
-            engine.ctr("run", "--rm", IMAGE, id_, "sh", "-c", f"exit {runs % 100}", check=False)
-            runs += 1
+            status = len(statuses) % 100
+            result = engine.ctr("run", "--rm", IMAGE, id_, "sh", "-c", f"exit {status}", check=False)
+            assert (result.returncode, "ctr: " in result.stderr) == (status, False), result.stderr
+            statuses.append(status)
 
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_synced()
-        loop = Thread(target=run_in_loop)
-        loop.start()
-        for _ in range(STALLS):
-            time.sleep(0.5)
-            bridge.process.send_signal(signal.SIGSTOP)
-            time.sleep(2)
-            bridge.process.send_signal(signal.SIGCONT)
-        ended = True
-        loop.join()
-
-        records = bridge.wait(
-            lambda records: (
-                sum(each["type"] == "exited" and each["container"]["id"] == id_ for each in records) >= runs
-            ),
-            f"{runs} exits",
-            60,
-        )
-    exits = [each for each in records if each["type"] == "exited"]
-    assert len({each["container"]["incarnation"] for each in exits}) == len(exits) == runs
-    for number, each in enumerate(exits):
-        assert each["exit"]["status"] in (None, number % 100)
+        with ThreadPoolExecutor(1) as executor:
+            loop = executor.submit(run_in_loop)
+            for _ in range(STALLS):
+                time.sleep(0.5)
+                with suspended(bridge.process.pid):
+                    time.sleep(2)
+            ended = True
+            loop.result()
+        records = bridge.wait(lambda records: len(exits(records, id_)) >= len(statuses), f"{len(statuses)} exits", 60)
+    published = exits(records, id_)
+    assert len({each["container"]["incarnation"] for each in published}) == len(published) == len(statuses)
+    for status, each in zip(statuses, published, strict=True):
+        assert each["exit"]["status"] in (None, status)
     check_stream(records)

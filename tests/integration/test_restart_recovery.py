@@ -56,7 +56,7 @@ def test_changes_are_inferred_when_bridge_restarts(containerd: Containerd, tmp_p
         first.process.wait()
     for id_ in (EXITS, STOPS, RESTARTED):
         containerd.ctr("task", "kill", "--signal", "SIGKILL", id_)
-        eventually(lambda id_=id_: containerd.tasks()[id_] == "STOPPED", f"{id_} to stop", within=20)  # type: ignore[misc]
+        eventually(lambda id_=id_: containerd.tasks()[id_] == "STOPPED", f"{id_} to stop")  # type: ignore[misc]
     for id_ in (EXITS, RESTARTED):
         containerd.ctr("task", "rm", id_)
     containerd.ctr("task", "start", "--detach", "--null-io", RESTARTED)
@@ -94,7 +94,7 @@ def test_bridge_agrees_with_containerd_after_kills_under_churn(engine: Container
             with start_bridge_until(engine, tmp_path, until, *flags) as killed:
                 time.sleep(chance.choice([0, chance.uniform(0, 0.1), chance.uniform(0, 2.0)]))
                 killed.kill()
-        eventually(lambda: churn.runs.total() > KILLS, "the churn", within=20)
+        eventually(lambda: churn.runs.total() > KILLS, "the churn")
     with start_bridge_until(engine, tmp_path, "synced", *flags) as last:  # earlier records may already match
         last.wait(
             lambda records: published_containers(records) == listed_containers(engine, churn.namespace),
@@ -114,7 +114,7 @@ def start_bridge_until(engine: Containerd, directory: Path, until: str, *flags: 
     process = bridge(engine, directory, *flags)
     before = measure_progress(process, until)
     with process:
-        eventually(lambda: until == "nothing" or measure_progress(process, until) > before, until, within=60)
+        eventually(lambda: until == "nothing" or measure_progress(process, until) > before, until)
         yield process
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -172,7 +173,7 @@ def test_fault_15_containerd_and_shim_hang(containerd: Containerd, tmp_path: Pat
             containerd.suspend()
             eventually(lambda: bridge.log_lines("containerd_unavailable"), "detection of the hang", within=30)
             containerd.resume()
-            records = bridge.wait_synced(2, seconds=60)
+            records = bridge.wait_synced(2)
             assert last_control_record(records)["snapshot"]["partial"]
             assert not [each for each in records if each["type"] == "exited"]
             assert published_containers(records) == {HUNG: False, RESPONSIVE: False}
@@ -183,11 +184,22 @@ def test_fault_15_containerd_and_shim_hang(containerd: Containerd, tmp_path: Pat
     assert exits(records, RESPONSIVE) == []
 
 
+# The first audit comes after 5 s, not 30 s.
+FREQUENT_AUDITS = """
+import functools, runpy
+from bridge import app
+app.WatchSettings = functools.partial(app.WatchSettings, first_audit_delay=5, audit_interval=5)
+runpy.run_module("bridge", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_fault_08_shim_hangs_when_bridge_starts(containerd: Containerd, tmp_path: Path) -> None:
     """The state of the container is unknown: the snapshot omits it and is partial; an audit finds it."""
     containerd.run(HUNG, "sleep", "86400")
-    with suspended(*containerd.shim_pids("default", HUNG)), BridgeProcess(containerd.address, tmp_path) as bridge:
-        records = bridge.wait_synced(seconds=60)
+    bridge = BridgeProcess(containerd.address, tmp_path)
+    bridge.command = [sys.executable, "-c", FREQUENT_AUDITS, *bridge.command[3:]]
+    with suspended(*containerd.shim_pids("default", HUNG)), bridge:
+        records = bridge.wait_synced()
         assert last_control_record(records)["snapshot"]["partial"]
         assert published_containers(records) == {}
         for pid in containerd.shim_pids("default", HUNG):
@@ -208,7 +220,7 @@ def test_fault_08_shim_hangs_when_containerd_restarts(containerd: Containerd, tm
         with suspended(*containerd.shim_pids("default", HUNG)):
             containerd.kill()
             containerd.start()
-            bridge.wait_synced(2, seconds=60)
+            bridge.wait_synced(2)
             records = bridge.wait(
                 lambda records: published_containers(records) == listed_containers(containerd),
                 "the state of containerd",
@@ -243,7 +255,7 @@ def test_fault_01_containerd_restarts_at_random_moments(containerd: Containerd, 
                 os.kill(pid, signal.SIGKILL)
             killed |= set(killed_ids)
             containerd.start()
-            bridge.wait_synced(2 + round_, seconds=60)
+            bridge.wait_synced(2 + round_)
             synced = bridge.wait_logged("synced", 2 + round_)[-1]["timestamp"]
             delays.append(_seconds(synced) - Path(containerd.host_path(containerd.address)).stat().st_mtime)
             bridge.wait(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.bridge_process import BridgeProcess, check_stream
 from tests.testbed.containerd import VERSIONS, Containerd, Version
 from tests.testbed.image import NAME as IMAGE
 
-ID = "returning"
+ID = f"returning-{os.getpid()}"  # runc names cgroups NAMESPACE/ID, whichever containerd it serves
 RETURNS = 6
 """Runs that get the pid of an earlier one."""
 MAX_RUNS = 120

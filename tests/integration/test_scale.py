@@ -23,7 +23,7 @@ async def test_bridge_tracks_ten_thousand_tasks_in_bounded_memory(tmp_path: Path
         for key in KEYS:
             containerd.state.run(key, labels={"tier": "front", "note": "x" * 200})
         with BridgeProcess(str(address), tmp_path) as bridge:
-            await asyncio.to_thread(bridge.wait_synced, seconds=60)
+            await asyncio.to_thread(bridge.wait_synced)
             assert len(running_after(bridge.records())) == len(KEYS)
 
             for key in KEYS[:1000]:

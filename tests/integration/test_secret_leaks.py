@@ -177,7 +177,7 @@ def _restart_with_text_logs(program: BridgeProgram) -> None:
     program.write()
     length = len(program.log())
     program.bridge.start()
-    eventually(lambda: "wrong-plain" in program.log()[length:] and "synced" in program.log()[length:], within=30)
+    eventually(lambda: "wrong-plain" in program.log()[length:] and "synced" in program.log()[length:])
     program.bridge.stop()
 
 
@@ -225,13 +225,13 @@ def _reload(program: BridgeProgram, insert: Callable[[str], str]) -> None:
     program.settings["sinks"]["wrong-plain"]["auth"]["password"] = insert("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "settings_reloaded" in program.log() and "auth.password" in program.log(), within=30)
+    eventually(lambda: "settings_reloaded" in program.log() and "auth.password" in program.log())
     good = program.config.read_text()
     for text in _write_invalid_settings(insert):
         program.config.write_text(text)
         failures = program.log().count("settings_reload_failed")
         program.bridge.process.send_signal(signal.SIGHUP)
-        eventually(lambda: program.log().count("settings_reload_failed") > failures, within=30)  # noqa: B023 (called at once)
+        eventually(lambda: program.log().count("settings_reload_failed") > failures)  # noqa: B023 (called at once)
     program.config.write_text(good)
 
 

@@ -32,6 +32,7 @@ from tests.testbed.image import NAME as IMAGE
 from tests.testbed.image import layer
 from tests.testbed.install import search_path
 from tests.testbed.kafka import COMPONENTS as KAFKA
+from tests.testbed.kafka import fast_jvm_options
 from tests.testbed.kafka_admin import KafkaAdmin
 
 ContainerT = TypeVar("ContainerT", bound=DockerContainer)
@@ -70,8 +71,9 @@ def kafka_bootstrap(require: Callable[..., None], tmp_path: Path) -> Iterator[st
         require(*KAFKA)
         scripts = tmp_path / "scripts"
         scripts.mkdir()
+        java = f"{' '.join(fast_jvm_options())} -cp '{cache_directory()}/kafka/libs/*'"
         for name, content in SCRIPTS.items():
-            (scripts / name).write_text(content.format(scripts=scripts, libraries=f"{cache_directory()}/kafka/libs"))
+            (scripts / name).write_text(content.format(scripts=scripts, java=java))
             (scripts / name).chmod(0o755)
         container = with_host(KafkaContainer(import_busybox(tmp_path)), tmp_path).with_kraft()
         container.with_volume_mapping(str(scripts), "/etc/confluent/docker", "rw")
@@ -93,12 +95,11 @@ done > /host{scripts}/kafka.properties
 echo 'log.dirs={scripts}/data' >> /host{scripts}/kafka.properties
 """,
     "kafka-storage": """#!/bin/sh
-exec chroot /host java -cp '{libraries}/*' kafka.tools.StorageTool "$1" "$2" "$3" "$4" "$5" {scripts}/kafka.properties
+exec chroot /host java {java} kafka.tools.StorageTool "$1" "$2" "$3" "$4" "$5" {scripts}/kafka.properties
 """,
     "launch": """#!/bin/sh
-exec chroot /host java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \\
-    -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -Dorg.slf4j.simpleLogger.log.kafka.server=info \\
-    -cp '{libraries}/*' kafka.Kafka {scripts}/kafka.properties
+exec chroot /host java -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \\
+    -Dorg.slf4j.simpleLogger.log.kafka.server=info {java} kafka.Kafka {scripts}/kafka.properties
 """,
 }
 

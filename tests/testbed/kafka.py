@@ -63,7 +63,7 @@ class Kafka(Servers):
         self.proxies: list[TcpProxy] = []
         self._tls = Tls(authority, certificate or authority.issue("broker")) if authority else None
         self._users, self._acls, self._settings = users, acls, dict(settings or {})
-        self._java = java or _fast_jvm_options()
+        self._java = java or fast_jvm_options()
         names = tuple(dict.fromkeys(("plaintext", *listeners)))
         self.nodes = [self._create_node(number, names, proxied=proxied) for number in range(1, brokers + 1)]
         self.servers = [self._create_server(node) for node in self.nodes]
@@ -164,7 +164,7 @@ class Kafka(Servers):
         (node.directory / "server.properties").write_text("".join(lines))
 
 
-def _fast_jvm_options() -> tuple[str, ...]:
+def fast_jvm_options() -> tuple[str, ...]:
     """Return options of Java with an archive of Kafka's classes, which saves almost half of the CPU time of a start.
 
     The archive is made at the first start after the installation of Kafka. Another version of Java ignores it.

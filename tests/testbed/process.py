@@ -133,8 +133,8 @@ class Daemon:
             raise RuntimeError(f"{self.name} is running")
         self._process = self._spawn()
 
-    def wait_ready(self, timeout: float = 60) -> None:
-        """Wait until the server is ready.
+    def wait_ready(self, timeout: float = 120) -> None:
+        """Wait until the server is ready: on a busy machine, Kafka needs more than a minute.
 
         Raises:
             RuntimeError: The server has exited; the message has the end of its log.

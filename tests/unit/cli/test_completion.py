@@ -41,7 +41,7 @@ class Bash:
     def type_(self, text: str, until: str) -> str:
         """Type text, and read output until `until` appears."""
         os.write(self.terminal, text.encode())
-        output, deadline = "", time.monotonic() + 20
+        output, deadline = "", time.monotonic() + 60
         while until not in output:
             assert time.monotonic() < deadline, output
             if select.select([self.terminal], [], [], 0.1)[0]:

@@ -35,11 +35,11 @@ def frame(type_: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> 
 
 def frames(data: bytes) -> Iterator[Frame]:
     """Split what a client has sent, without its preface, into frames."""
-    data = data.removeprefix(PREFACE)
-    while data:
-        size = int.from_bytes(data[:3], "big")
-        yield Frame(data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size])
-        data = data[9 + size :]
+    at = len(PREFACE) if data.startswith(PREFACE) else 0
+    while at < len(data):
+        content, end = at + 9, at + 9 + int.from_bytes(data[at : at + 3], "big")
+        yield Frame(data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : content], "big"), data[content:end])
+        at = end
 
 
 def block(headers: Headers) -> bytes:
