@@ -22,6 +22,7 @@ from bridge.cli.commands import (
     audit,
     check,
     doctor,
+    fleet,
     inspect,
     list_,
     proxy,
@@ -51,6 +52,7 @@ app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
 app.command("watch")(watch.watch)
 app.command("tail")(tail.tail)
+app.command("fleet")(fleet.fleet)
 app.command("audit")(audit.audit)
 app.command("retire")(retire.retire)
 app.command("check")(check.check)

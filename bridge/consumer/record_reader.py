@@ -14,6 +14,8 @@ from bridge.retry import Backoff
 from bridge.telemetry.rate_limit import RateLimiter
 
 BACKOFF = Backoff(initial=0.2, maximum=5.0)
+RESUMED = "reading resumed"
+"""What ``notify`` gets when an interruption has ended."""
 
 
 class Message(NamedTuple):
@@ -73,7 +75,7 @@ async def read(
             async with aclosing(reader.batches()) as batches:
                 async for batch in batches:
                     if failures:
-                        notify("reading resumed")
+                        notify(RESUMED)
                     failures, reached = 0, True
                     yield batch
         except TransientError as error:

@@ -14,7 +14,7 @@ from bridge.cli.errors import CommandError
 from bridge.core.errors import AmbiguousError, BridgeError, FatalError, NotFoundError, TransientError, UnreachableError
 
 COMMANDS = [
-    *("run", "list", "inspect", "watch", "tail", "audit", "retire", "check", "doctor", "snapshot", "proxy"),
+    *("run", "list", "inspect", "watch", "tail", "fleet", "audit", "retire", "check", "doctor", "snapshot", "proxy"),
     *("schema", "version"),
 ]
 
