@@ -1,7 +1,7 @@
 """The state of all sources at a past moment, and what changed between two moments, from the records of a topic. Pure.
 
 A transition counts from the time at which it happened: ``start.at`` or ``exit.at`` if known, otherwise the timestamp.
-Records are read to the present end, because later ones tell when an exit happened, and what was missed.
+Later records are needed, too: they have the times of changes that were noticed late, and show what was missed.
 """
 
 from __future__ import annotations
