@@ -21,6 +21,7 @@ from bridge.cli import output
 from bridge.cli.commands import (
     audit,
     check,
+    conformance,
     doctor,
     fleet,
     inspect,
@@ -55,6 +56,7 @@ app.command("tail")(tail.tail)
 app.command("fleet")(fleet.fleet)
 app.command("audit")(audit.audit)
 app.command("retire")(retire.retire)
+app.command("conformance")(conformance.conformance)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")

@@ -45,8 +45,14 @@ def test_consumer_library_conforms(name: str) -> None:
     state = State()
     for record, data in records:
         state.apply(record, data)
-    now = datetime.fromisoformat(expected["now"])
-    actual = [
+    actual = source_documents(state, datetime.fromisoformat(expected["now"]))
+    assert actual == [{key: each[key] for key in each if key != "findings"} for each in expected["sources"]]
+    assert invalid == expected["invalid"]
+
+
+def source_documents(state: State, now: datetime) -> list[Document]:
+    """Return what is known of each source, as in the files of the vectors."""
+    return [
         {
             "host": each.source.host,
             "engine": each.source.engine,
@@ -64,8 +70,6 @@ def test_consumer_library_conforms(name: str) -> None:
         }
         for each in state.sources(now=now)
     ]
-    assert actual == [{key: each[key] for key in each if key != "findings"} for each in expected["sources"]]
-    assert invalid == expected["invalid"]
 
 
 @pytest.mark.parametrize("name", NAMES)

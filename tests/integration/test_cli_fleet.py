@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from bridge.cli import execute
+from bridge.consumer.conformance import SampleBridge as Bridge
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
-from tests.conformance.vectors import Bridge, flat
+from tests.conformance.vectors import flat
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, assert_one_line, whalebridge
 from tests.integration.delivery import BrokerTargets, ContainerChurn

@@ -14,7 +14,21 @@ from bridge.cli.errors import CommandError
 from bridge.core.errors import AmbiguousError, BridgeError, FatalError, NotFoundError, TransientError, UnreachableError
 
 COMMANDS = [
-    *("run", "list", "inspect", "watch", "tail", "fleet", "audit", "retire", "check", "doctor", "snapshot", "proxy"),
+    *(
+        "run",
+        "list",
+        "inspect",
+        "watch",
+        "tail",
+        "fleet",
+        "audit",
+        "retire",
+        "conformance",
+        "check",
+        "doctor",
+        "snapshot",
+        "proxy",
+    ),
     *("schema", "version"),
 ]
 

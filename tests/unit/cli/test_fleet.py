@@ -12,11 +12,12 @@ from rich.console import Console
 
 from bridge.cli import execute
 from bridge.cli.fleet_view import FleetFilter, FleetScreen
+from bridge.consumer.conformance import SampleBridge as Bridge
 from bridge.consumer.record_decoder import decode
 from bridge.core.record_encoder import parse_record
 from bridge.core.records import Record
 from sinks.state_table import TableState, apply_records
-from tests.conformance.vectors import Bridge, edited, flat
+from tests.conformance.vectors import edited, flat
 from tests.golden import Golden
 
 EVERYTHING = FleetFilter([], [], [], [], [], [])

@@ -149,6 +149,13 @@ USAGE = {
         call("whalebridge retire node-1 --sink file:/tmp/x", 2, "file"),
         call("whalebridge retire node-1 --sink kafka://u:hunter2@h/t", 2, "URL"),
     ],
+    "conformance": [
+        call("whalebridge conformance", 2, "--sink"),
+        call("whalebridge conformance --sink stdout:", 2, "stdout"),
+        call("whalebridge conformance --sink kafka://u:hunter2@h/t", 2, "URL"),
+        call("whalebridge conformance --sink kafka://127.0.0.1:1/t", 3, "127.0.0.1:1"),
+        call("whalebridge conformance --sink file:/tmp/x --seed -1", 2, "--seed"),
+    ],
     "check": [
         call(f"whalebridge check --containerd {NO_SOCKET}", 3, NO_SOCKET, "state_dir: ", "stdout: "),
         call(

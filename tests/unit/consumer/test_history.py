@@ -8,10 +8,14 @@ import msgspec
 import pytest
 
 from bridge.consumer import State
+from bridge.consumer.conformance import BEGIN, ENGINE, HOST
+from bridge.consumer.conformance import FIRST_EPOCH as E1
+from bridge.consumer.conformance import SampleBridge as Bridge
+from bridge.consumer.conformance import incarnation_of as run
 from bridge.consumer.history import PastState, Period, Run
 from bridge.consumer.record_decoder import DecodedRecord, Source, decode
 from bridge.core.records import Record
-from tests.conformance.vectors import BEGIN, E1, E2, ENGINE, HOST, Bridge, edited, flat, run
+from tests.conformance.vectors import E2, edited, flat
 
 SOURCE = Source(HOST, ENGINE)
 RANDOM_SEEDS = range(40)
