@@ -46,6 +46,9 @@ class Reader(Protocol):
 
     follow: bool
     """Whether the reader waits for more messages at the end."""
+    total: int | None
+    """How many messages there were to the end when reading began, with those that are not there any more; None if that
+    is not known, as for files."""
     position: dict[str, int]
     """Where to continue after the messages returned so far; may be set before reading. Empty: at the start position."""
 

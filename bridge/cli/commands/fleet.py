@@ -13,7 +13,7 @@ import typer
 
 from bridge.cli import options, output
 from bridge.cli.errors import WRONG_USAGE, CommandError
-from bridge.cli.record_inputs import create_reader, table_entry_error
+from bridge.cli.record_inputs import create_reader, show_progress, table_entry_error
 
 if TYPE_CHECKING:
     from bridge.cli.fleet_view import FleetFilter, FleetScreen
@@ -122,13 +122,15 @@ async def _read(reader: Reader, apply: Callable[[DecodedRecord], object], notify
     from bridge.consumer.record_reader import read_records
 
     count = 0
-    async with aclosing(read_records(reader, SystemClock(), notify)) as batches:
-        async for batch in batches:
-            for record, _ in batch:
-                if record.is_table_entry:
-                    raise table_entry_error("a message there")
-                apply(record)
-            count += len(batch)
+    with show_progress(reader) as advance:
+        async with aclosing(read_records(reader, SystemClock(), notify)) as batches:
+            async for batch in batches:
+                for record, _ in batch:
+                    if record.is_table_entry:
+                        raise table_entry_error("a message there")
+                    apply(record)
+                count += len(batch)
+                advance(len(batch))
     return count
 
 
