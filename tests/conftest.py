@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +15,7 @@ import hypothesis
 import pytest
 
 from tests.certificates import Authority
+from tests.documentation import ROOT
 from tests.golden import Golden
 from tests.testbed import kafka as kafka_peer
 from tests.testbed import nats as nats_peer
@@ -112,6 +114,20 @@ def require() -> Callable[..., None]:
 def require_as_root() -> Callable[..., None]:
     """Like `require`, but requires root, too."""
     return _require
+
+
+@pytest.fixture(scope="session", params=["javascript", "go"])
+def example_reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command of the reader in examples/ in each language: records on standard input, a state as JSON as output."""
+    program = {"javascript": "node", "go": "go"}[request.param]
+    if shutil.which(program) is None:
+        _skip_or_fail(f"not installed: {program}")
+    if request.param == "javascript":
+        return ["node", str(ROOT / "examples" / "state.mjs")]
+    built = str(tmp_path_factory.mktemp("go") / "state")
+    environment = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
+    subprocess.run(["go", "build", "-o", built, "state.go"], cwd=ROOT / "examples", env=environment, check=True)
+    return [built]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,9 @@ from bridge.cli import output
 from bridge.cli.commands import (
     audit,
     check,
+    conformance,
     doctor,
+    fleet,
     inspect,
     list_,
     proxy,
@@ -51,8 +53,10 @@ app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
 app.command("watch")(watch.watch)
 app.command("tail")(tail.tail)
+app.command("fleet")(fleet.fleet)
 app.command("audit")(audit.audit)
 app.command("retire")(retire.retire)
+app.command("conformance")(conformance.conformance)
 app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")

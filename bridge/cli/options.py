@@ -7,6 +7,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, get_args, get_type_hints
 
@@ -157,6 +159,35 @@ def split_globs(option: str, values: list[str] | None, *, namespaces: bool = Fal
         return [check_namespace_glob(glob) for glob in globs] if namespaces else globs
     except ValueError as error:
         raise CommandError(f"{option}: {error}", exit_status=WRONG_USAGE) from error
+
+
+def matches(globs: list[str] | None, *values: str) -> bool:
+    """Return whether a glob matches a value; no globs match everything."""
+    return not globs or any(fnmatchcase(value, glob) for glob in globs for value in values)
+
+
+def parse_moment(option: str, text: str, *, or_else: str = "") -> datetime:
+    """Parse a time, or a duration before now; ``or_else`` names what else the option may be, for the message.
+
+    Raises:
+        CommandError: The text is neither.
+    """
+    from pydantic import TypeAdapter
+
+    from config.fields import Duration
+
+    try:
+        return datetime.now(UTC) - TypeAdapter(Duration).validate_python(text)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise CommandError(
+            f"{option}: invalid value {text!r}; use 90s, 15m, 6h, 2d, {'' if or_else else 'or '}"
+            f"a time like 2026-11-23T15:21:08Z{or_else}",
+            exit_status=WRONG_USAGE,
+        ) from None
 
 
 def _absolute(path: str) -> str:

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from bridge.consumer.record_reader import Reader, StartPosition
 
 _CLOCK_TOLERANCE = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
+_PROGRESS_SECONDS = 0.5
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
 
 
@@ -57,6 +61,38 @@ def create_reader(target: str, start_position: StartPosition, config: str | None
         return reader_factory.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
     except FatalError as error:
         raise CommandError.from_error(error) from error
+
+
+@contextmanager
+def show_progress(reader: Reader) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error, if it is a terminal and reading to the end takes longer than a moment.
+
+    Returns:
+        A function that takes the number of messages that were read since its last call.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from bridge.clock import SystemClock
+    from bridge.core.time import SECOND
+
+    columns = (TextColumn("{task.completed:,.0f} messages read"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task, now = bar.add_task(""), SystemClock().now
+    show_at = now().monotonic + _PROGRESS_SECONDS * SECOND
+
+    def advance(count: int) -> None:
+        bar.update(task, total=reader.total, advance=count)
+        if not bar.live.is_started and now().monotonic > show_at:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
 def table_entry_error(name: str) -> CommandError:

@@ -34,6 +34,7 @@ class StdinReader:
     """Reads standard input, or another descriptor, to its end."""
 
     follow = False
+    total: int | None = None
 
     def __init__(self, descriptor: int = STDIN) -> None:
         self.position: dict[str, int] = {}
@@ -73,6 +74,8 @@ class FileReader:
     With start position "end", it reads only the file itself. With ``follow``, it continues with the file that replaces
     a rotated one.
     """
+
+    total: int | None = None
 
     def __init__(self, path: str, clock: Clock, *, start_position: StartPosition, follow: bool) -> None:
         self.follow = follow

@@ -30,6 +30,7 @@ class KafkaReader:
 
     def __init__(self, settings: KafkaSettings, clock: Clock, *, start_position: StartPosition, follow: bool) -> None:
         self.follow = follow
+        self.total: int | None = None
         self._settings = settings
         self._clock = clock
         self._start_position = start_position
@@ -132,6 +133,7 @@ class KafkaReader:
                 oldest[partition] if known > ends[partition] else max(known, oldest[partition])
             )
             consumer.seek(partition, self._next_offsets[partition])
+        self.total = sum(ends[partition] - self._next_offsets[partition] for partition in partitions)
 
     async def _start_offsets(
         self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]

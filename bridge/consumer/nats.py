@@ -50,6 +50,7 @@ class NatsReader:
     ) -> None:
         """Read the stream of ``settings``, or the entries of a key-value ``bucket`` instead."""
         self.follow = follow
+        self.total: int | None = None
         self._settings = settings
         self._start_position = start_position
         self._connector = ServerConnector(settings, clock)
@@ -88,6 +89,7 @@ class NatsReader:
     async def _read_stream(self, connection: NatsConnection) -> AsyncGenerator[Sequence[Message], None]:
         """Yield the stream's messages."""
         consumer, remaining = await self._open_consumer(connection)
+        self.total = remaining
         requests = _PullRequests(connection, self._next_subject(consumer))
         await requests.subscribe()
         yield ()

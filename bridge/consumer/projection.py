@@ -128,6 +128,7 @@ class SourceProjection:
         self._heartbeat_interval: float | None = None
         self._digests: dict[Position, int] = {}  # of the last new records
         self._altered: list[Position] = []
+        self._skipped_from: Position | None = None  # the lowest position that was skipped
         self.retired: Retired | None = None
         """Why the source has ended; None if it has not, or if a later record has arrived."""
 
@@ -162,9 +163,28 @@ class SourceProjection:
             change.removed.update(self._apply_complete_snapshots())
         return change
 
+    def skip(self, record: DecodedRecord) -> bool:
+        """Take note of a record that is later than the time which the projection is for; return whether it is new.
+
+        It does not change the state, but it may show that earlier records are missing.
+        """
+        if record.type in REPEATING_TYPES:
+            self._deduplicator.expect(record.position)
+            return False
+        if not self._deduplicator.accept(record):
+            return False
+        if record.type == "lost":  # of records that may be earlier
+            self._losses.append(record.position)
+            return True
+        if record.snapshot and record.snapshot.previous:
+            previous = record.snapshot.previous
+            self._deduplicator.link(record.epoch, (previous.epoch, previous.sequence))
+        self._skipped_from = min(record.position, self._skipped_from or record.position)
+        return True
+
     def info(self, source: Source, now: datetime) -> SourceInfo:
         """Return what is known of the source, which is ``source``, at a time."""
-        missing = self._deduplicator.missing()
+        missing = [each for each in self._deduplicator.missing() if self._precedes_skipped((each.epoch, each.first))]
         watermark = self._watermark()
         return SourceInfo(
             source,
@@ -329,7 +349,7 @@ class SourceProjection:
 
     def _watermark(self) -> datetime:
         """Return the time up to which the state is known, by the clock of the node."""
-        return max(_parse_time(self._last_record_at), _parse_time(self._last_heartbeat_at))
+        return max(parse_time(self._last_record_at), parse_time(self._last_heartbeat_at))
 
     def _is_stale(self, watermark: datetime, now: datetime) -> bool | None:
         if self._heartbeat_interval is None:
@@ -343,8 +363,11 @@ class SourceProjection:
             start is not None
             and self._deduplicator.is_linked(start[0], self._position[0])
             and not any((epoch, last) > start for epoch, _, last in missing)
-            and not any(lost > start for lost in self._losses)
+            and not any(lost > start and self._precedes_skipped(lost) for lost in self._losses)
         )
+
+    def _precedes_skipped(self, position: Position) -> bool:
+        return self._skipped_from is None or position < self._skipped_from
 
 
 class _Baselines:
@@ -420,7 +443,7 @@ def _share_strings(container: Container) -> Container:
     )
 
 
-def _parse_time(text: str) -> datetime:
+def parse_time(text: str) -> datetime:
     """Parse a record's timestamp; an invalid one is the earliest time."""
     try:
         parsed = datetime.fromisoformat(text)

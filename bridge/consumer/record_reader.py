@@ -14,6 +14,8 @@ from bridge.retry import Backoff
 from bridge.telemetry.rate_limit import RateLimiter
 
 BACKOFF = Backoff(initial=0.2, maximum=5.0)
+RESUMED = "reading resumed"
+"""What ``notify`` gets when an interruption has ended."""
 
 
 class Message(NamedTuple):
@@ -44,6 +46,9 @@ class Reader(Protocol):
 
     follow: bool
     """Whether the reader waits for more messages at the end."""
+    total: int | None
+    """How many messages there were to the end when reading began, with those that are not there any more; None if that
+    is not known, as for files."""
     position: dict[str, int]
     """Where to continue after the messages returned so far; may be set before reading. Empty: at the start position."""
 
@@ -73,7 +78,7 @@ async def read(
             async with aclosing(reader.batches()) as batches:
                 async for batch in batches:
                     if failures:
-                        notify("reading resumed")
+                        notify(RESUMED)
                     failures, reached = 0, True
                     yield batch
         except TransientError as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from datetime import datetime
 from typing import Any
@@ -18,7 +16,7 @@ from bridge.consumer.record_decoder import REPEATING_TYPES, DecodedRecord, Inval
 from bridge.core.record_encoder import parse_record
 from sinks.state_table import StateKey, TableState, apply_records
 from tests.conformance.vectors import DIRECTORY, files
-from tests.documentation import ROOT, documented_fold
+from tests.documentation import documented_fold
 
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.jsonl"))
 ORDERED = [name for name in NAMES if json.loads((DIRECTORY / f"{name}.json").read_text())["ordered"]]
@@ -47,8 +45,14 @@ def test_consumer_library_conforms(name: str) -> None:
     state = State()
     for record, data in records:
         state.apply(record, data)
-    now = datetime.fromisoformat(expected["now"])
-    actual = [
+    actual = source_documents(state, datetime.fromisoformat(expected["now"]))
+    assert actual == [{key: each[key] for key in each if key != "findings"} for each in expected["sources"]]
+    assert invalid == expected["invalid"]
+
+
+def source_documents(state: State, now: datetime) -> list[Document]:
+    """Return what is known of each source, as in the files of the vectors."""
+    return [
         {
             "host": each.source.host,
             "engine": each.source.engine,
@@ -66,8 +70,6 @@ def test_consumer_library_conforms(name: str) -> None:
         }
         for each in state.sources(now=now)
     ]
-    assert actual == [{key: each[key] for key in each if key != "findings"} for each in expected["sources"]]
-    assert invalid == expected["invalid"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -131,28 +133,28 @@ def test_state_table_conforms(name: str) -> None:
             assert not any(key[:2] == (each["host"], each["engine"]) for key in entries)
 
 
-def test_reader_in_javascript_conforms() -> None:
-    node = shutil.which("node")
-    if node is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("not installed: Node.js")
+def test_reader_in_other_language_conforms(example_reader: list[str]) -> None:
     for name in ORDERED:
         _, invalid, expected = read(name)
-        with (DIRECTORY / f"{name}.jsonl").open("rb") as topic:
-            process = subprocess.run(
-                [node, str(ROOT / "examples" / "state.mjs")], stdin=topic, capture_output=True, check=True
-            )
-        printed = json.loads(process.stdout)
+        printed = read_with(example_reader, (DIRECTORY / f"{name}.jsonl").read_bytes())
         assert printed["invalid"] == invalid, name
-        assert [
-            {
-                **{key: each[key] for key in ("host", "engine", "position", "retired")},
-                "state": {
-                    id_: {key: container[key] for key in ("incarnation", "paused")}
-                    for id_, container in each["containers"].items()
-                },
-            }
-            for each in printed["sources"]
-        ] == [
-            {key: each[key] for key in ("host", "engine", "position", "retired", "state")}
-            for each in expected["sources"]
-        ], name
+        assert printed["sources"] == states(expected), name
+
+
+def read_with(reader: list[str], topic: bytes) -> Document:
+    """Return what a reader in examples/ prints for a topic, with what vectors have of each container."""
+    process = subprocess.run(reader, input=topic, capture_output=True, check=True)
+    printed: Document = json.loads(process.stdout)
+    for source in printed["sources"]:
+        source["state"] = {
+            id_: {key: container[key] for key in ("incarnation", "paused")}
+            for id_, container in source.pop("containers").items()
+        }
+    return printed
+
+
+def states(expected: Document) -> list[Document]:
+    """Return what readers in examples/ must know of each source."""
+    return [
+        {key: each[key] for key in ("host", "engine", "position", "retired", "state")} for each in expected["sources"]
+    ]

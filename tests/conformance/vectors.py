@@ -11,26 +11,17 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from bridge.core.container_state import ExitInfo, Transition
-from bridge.core.containerd_model import ContainerKey, Engine, Metadata
-from bridge.core.record_encoder import (
-    Gap,
-    RecordEncoder,
-    SnapshotCoverage,
-    heartbeat_record,
-    lost_record,
-    retirement_record,
-    rfc3339,
-)
-from bridge.core.records import LossReason, Record, SnapshotReason, SourcePosition
+from bridge.consumer.conformance import BEGIN, ENGINE, HOST, edit
+from bridge.consumer.conformance import FIRST_EPOCH as E1
+from bridge.consumer.conformance import SampleBridge as Bridge
+from bridge.consumer.conformance import incarnation_of as run
+from bridge.core.record_encoder import rfc3339
+from bridge.core.records import Record
 from bridge.core.time import SECOND
 from sinks.cloudevents import envelope
 
 DIRECTORY = Path(__file__).parent / "topics"
-HOST, ENGINE = "node-1", "c79d280c-f53d-4f0e-9d3e-0a1b2c3d4e5f"
-E1, E2, E3 = 1_795_636_000_000, 1_795_636_100_000, 1_795_636_200_000
-BEGIN = 1_795_636_000 * SECOND
-INTERVAL = 60.0
+E2, E3 = E1 + 100_000, E1 + 200_000
 
 Lines = list[bytes]
 
@@ -94,94 +85,6 @@ class Vector:
         }
 
 
-class Bridge:
-    """Makes the records of one source in one epoch; the time passes by a second with each record."""
-
-    def __init__(
-        self,
-        epoch: int = E1,
-        previous: tuple[int, int] | None = None,
-        *,
-        host: str = HOST,
-        engine: str = ENGINE,
-        attributes: dict[str, str] | None = None,
-    ) -> None:
-        before = previous and SourcePosition(*previous)
-        containerd = Engine(engine, "2.4.2", "/c.sock", 812)
-        self._encoder = RecordEncoder(host, containerd, epoch, previous=before, attributes=attributes)
-        self._epoch = epoch
-        self._last: Record
-
-    def start(self, id_: str, pid: int) -> Record:
-        return self._encode("started", id_, pid)
-
-    def pause(self, id_: str, pid: int) -> Record:
-        return self._encode("paused", id_, pid)
-
-    def unpause(self, id_: str, pid: int) -> Record:
-        return self._encode("unpaused", id_, pid)
-
-    def exit(self, id_: str, pid: int) -> Record:
-        return self._encode("exited", id_, pid)
-
-    def additional(self, type_: str, id_: str, pid: int = 0) -> Record:
-        return self._encode(type_, id_, pid)
-
-    def snapshot(
-        self,
-        *running: tuple[str, int],
-        reason: SnapshotReason = "start",
-        failed: Sequence[str] = (),
-        partial: bool = False,
-        missed: Sequence[tuple[str, str, int]] = (),
-        paused: Sequence[str] = (),
-    ) -> list[Record]:
-        """Return a snapshot of ``running``, with transitions that were ``missed``, as (type, id, pid)."""
-        gap = Gap(reason, None, self._now())
-        coverage = SnapshotCoverage(["default", "shop"], list(failed), partial)
-        transitions = [self._transition(type_, id_, pid, inferred=True) for type_, id_, pid in missed]
-        presents = [self._transition("present", id_, pid, paused=id_ in paused) for id_, pid in running]
-        records = self._encoder.encode_snapshot(gap, coverage, transitions, presents, self._now())
-        self._last = records[-1]
-        return records
-
-    def lost(self, *replaced: Record, reason: LossReason = "overflow") -> Record:
-        return lost_record(replaced[-1], replaced[0].sequence, reason, self._now())
-
-    def heartbeat(self, last: Record | None = None) -> Record:
-        return heartbeat_record(last or self._last, self._now(), 1, INTERVAL)
-
-    def retire(self, last: Record | None = None) -> Record:
-        return retirement_record(last or self._last, "node deleted", "ops@bastion", self._now())
-
-    def _now(self) -> int:
-        return BEGIN + (self._epoch - E1) * SECOND // 1000 + self._encoder.sequence * SECOND
-
-    def _encode(self, type_: str, id_: str, pid: int) -> Record:
-        self._last = self._encoder.encode_transition(self._transition(type_, id_, pid))
-        return self._last
-
-    def _transition(
-        self, type_: Any, id_: str, pid: int, *, paused: bool = False, inferred: bool = False
-    ) -> Transition:
-        namespace, _, name = id_.rpartition("/")
-        key = ContainerKey(namespace or "default", name)
-        metadata = Metadata(key, name, "demo", name, "busybox", "io.containerd.runc.v2", BEGIN, BEGIN, {})
-        exit_info = ExitInfo(0, self._now(), False) if type_ == "exited" and not inferred else None
-        if type_ == "present":
-            origin: Any = "snapshot"
-        else:
-            origin = "inferred" if inferred else "live"
-        incarnation = run(pid) if pid else ""
-        is_paused = paused or type_ == "paused"
-        return Transition(type_, origin, self._now(), key, metadata, None, pid, incarnation, is_paused, exit_info)
-
-
-def run(pid: int) -> str:
-    """Return the incarnation of a run."""
-    return f"5f3c9a1e-{pid}"
-
-
 def flat(*parts: Record | Sequence[Record]) -> Lines:
     """Return the lines of records and lists of records."""
     records = [each for part in parts for each in ([part] if isinstance(part, Record) else part)]
@@ -190,7 +93,7 @@ def flat(*parts: Record | Sequence[Record]) -> Lines:
 
 def edited(record: Record, **values: Any) -> bytes:
     """Return the line of a record with other values."""
-    return msgspec.json.encode(msgspec.json.decode(record.data) | values)
+    return edit(record, **values).data
 
 
 VECTORS: list[Vector] = []
@@ -241,8 +144,8 @@ def additional_events() -> _Result:
     node = Bridge()
     lines = flat(
         node.snapshot(),
-        *(node.additional("created", "a"), node.start("a", 101), node.additional("oom", "a", 101)),
-        *(node.additional("renamed", "a", 101), node.additional("created", "b"), node.additional("deleted", "b")),
+        *(node.encode("created", "a"), node.start("a", 101), node.encode("oom", "a", 101)),
+        *(node.encode("renamed", "a", 101), node.encode("created", "b"), node.encode("deleted", "b")),
     )
     return lines, Expected((E1, 8), {"a": (run(101), False)})
 

@@ -53,7 +53,8 @@ async def publish(kafka: Kafka, topic: str, first: int, count: int, **options: A
 async def test_kafka_reader_reads_all_partitions_to_end(kafka: Kafka) -> None:
     kafka.admin.create_topic("read.three", partitions=3)
     published = [each for host in "abcdef" for each in await publish(kafka, "read.three", 1, 50, host=host)]
-    messages = await read_to_end(reader(kafka, "read.three"))
+    messages = await read_to_end(all_partitions := reader(kafka, "read.three"))
+    assert all_partitions.total == 300
     assert sorted(record_data(messages)) == sorted(published)
     assert len({each.location for each in messages}) > 1
     for location in {each.location for each in messages}:

@@ -57,7 +57,8 @@ async def publish(peer: Nats, first: int, count: int, subject: str = "events", *
 
 async def test_nats_reader_reads_stream_in_order_to_end(nats: Nats) -> None:
     published = await publish(nats, 1, 1000, "read.order")
-    messages = await read_to_end(reader(nats, "read.order"))
+    messages = await read_to_end(stream := reader(nats, "read.order"))
+    assert stream.total == 1000
     assert record_data(messages) == published
     assert [each.number for each in messages] == list(range(1, 1001))
     assert messages[0].location == "read.order.node-1.shop.started"

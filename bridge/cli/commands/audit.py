@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated
@@ -13,14 +12,13 @@ import typer
 
 from bridge.cli import options, output
 from bridge.cli.errors import CommandError
-from bridge.cli.record_inputs import create_reader, table_entry_error
+from bridge.cli.record_inputs import create_reader, show_progress, table_entry_error
 
 if TYPE_CHECKING:
     from bridge.consumer.audit import Audit, Finding, Report
     from bridge.consumer.record_reader import Reader
 
 _MAX_LINES = 20  # findings of a kind that are printed
-_PROGRESS_NANOSECONDS = 500_000_000
 
 
 def audit(
@@ -89,35 +87,24 @@ async def _audit(readers: list[Reader], *, ordered: bool) -> Report:
 
 
 async def _collect(reader: Reader, collected: Audit, number: int, *, ordered: bool) -> None:
-    """Read an input to its end; on a terminal, show how many messages have been read."""
+    """Read an input to its end."""
     from bridge.clock import SystemClock
     from bridge.consumer.record_decoder import InvalidMessageError, decode
     from bridge.consumer.record_reader import read
 
-    clock = SystemClock()
-    shown_at, is_terminal = clock.now().monotonic, sys.stderr is not None and sys.stderr.isatty()
-    async with aclosing(read(reader, clock)) as batches:
-        async for batch in batches:
-            for message in batch:
-                try:
-                    record, data = decode(message.data)
-                except InvalidMessageError as error:
-                    collected.add_invalid(f"message {message.number} of {message.location}", str(error))
-                else:
-                    if record.is_table_entry:
-                        raise table_entry_error(f"message {message.number} of {message.location}")
-                    collected.add(record, data, input_number=number, ordered=ordered)
-            if is_terminal and clock.now().monotonic - shown_at > _PROGRESS_NANOSECONDS:
-                shown_at = clock.now().monotonic
-                _write_progress(f"{collected.messages:,} messages read")
-    if is_terminal:
-        _write_progress("")
-
-
-def _write_progress(text: str) -> None:
-    """Replace the line on the terminal."""
-    sys.stderr.write(f"\r\033[K{text}")
-    sys.stderr.flush()
+    with show_progress(reader) as advance:
+        async with aclosing(read(reader, SystemClock())) as batches:
+            async for batch in batches:
+                for message in batch:
+                    try:
+                        record, data = decode(message.data)
+                    except InvalidMessageError as error:
+                        collected.add_invalid(f"message {message.number} of {message.location}", str(error))
+                    else:
+                        if record.is_table_entry:
+                            raise table_entry_error(f"message {message.number} of {message.location}")
+                        collected.add(record, data, input_number=number, ordered=ordered)
+                advance(len(batch))
 
 
 def _format(report: Report) -> Iterator[str]:

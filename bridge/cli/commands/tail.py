@@ -8,13 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, nullcontext, suppress
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import typer
 
 from bridge.cli import options, output
-from bridge.cli.errors import WRONG_USAGE, CommandError
+from bridge.cli.errors import CommandError
 from bridge.cli.record_inputs import create_reader
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def tail(
     import asyncio
 
     beginning = since == _BEGINNING or not (since or follow)
-    moment = None if beginning or since is None else _parse_since(since)
+    moment = None if beginning or since is None else options.parse_moment("--since", since, or_else=", or beginning")
     start_position: StartPosition = "beginning" if beginning else moment or "end"
     reader = create_reader(sink, start_position, config, follow=follow)
     notice = _NEW_RECORDS_NOTICE if start_position == "end" and reader.follow and output.is_terminal() else ""
@@ -99,25 +98,6 @@ def tail(
     )
     with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # the regular end of following
         asyncio.run(_tail(reader, record_filter, _format_json_lines if as_json else _format_lines, duplicates, notice))
-
-
-def _parse_since(since: str) -> datetime:
-    """Parse the value of --since."""
-    from pydantic import TypeAdapter
-
-    from config.fields import Duration
-
-    try:
-        return datetime.now(UTC) - TypeAdapter(Duration).validate_python(since)
-    except (ValueError, OverflowError):
-        pass
-    try:
-        return datetime.fromisoformat(since).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise CommandError(
-            f"--since: invalid value {since!r}; use 90s, 15m, 6h, 2d, a time like 2026-11-23T15:21:08Z, or beginning",
-            exit_status=WRONG_USAGE,
-        ) from None
 
 
 async def _tail(
@@ -184,7 +164,9 @@ class RecordFilter(NamedTuple):
         if record.type == "heartbeat" and not self.types:
             return False
         return (
-            _matches(self.hosts, record.host) and _matches(self.types, record.type) and self._matches_container(record)
+            options.matches(self.hosts, record.host)
+            and options.matches(self.types, record.type)
+            and self._matches_container(record)
         )
 
     def _matches_container(self, record: DecodedRecord) -> bool:
@@ -192,16 +174,12 @@ class RecordFilter(NamedTuple):
         if container is None:  # a loss may affect matching containers
             return record.type == "lost" or not (self.namespaces or self.projects or self.containers)
         return (
-            _matches(self.namespaces, container.namespace)
-            and not (self.excluded_namespaces and _matches(self.excluded_namespaces, container.namespace))
-            and _matches(self.projects, container.project)
-            and _matches(self.containers, container.name, container.id, record.id or "")
+            options.matches(self.namespaces, container.namespace)
+            and not (self.excluded_namespaces and options.matches(self.excluded_namespaces, container.namespace))
+            and options.matches(self.projects, container.project)
+            and options.matches(self.containers, container.name, container.id, record.id or "")
         )
 
 
 def _format_timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _matches(globs: Globs, *values: str) -> bool:
-    return not globs or any(fnmatchcase(value, glob) for glob in globs for value in values)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from bridge.cli import execute
+from bridge.cli import execute, record_inputs
+from bridge.consumer.files import StdinReader
 from bridge.core.record_encoder import parse_record
 from sinks.state_table import TableState, apply_records
 from tests.conformance.vectors import DIRECTORY
@@ -58,3 +61,32 @@ def test_audit_prints_some_findings_of_many(tmp_path: Path, capsys: pytest.Captu
     assert len([line for line in output if line.startswith("invalid: message")]) == 20
     assert "invalid: 5 more; --json lists all" in output
     assert output[-1] == "9 records, 0 repetitions, 0 heartbeats: 25 defects"
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("total", [None, 200])
+def test_progress_is_shown_on_terminal_only(total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_inputs, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    reader = StdinReader()
+    reader.total = total
+    for stderr in (FakeTerminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with record_inputs.show_progress(reader) as advance:
+            advance(1000)
+            advance(500)
+        assert ("1,500 messages read" in stderr.getvalue()) is stderr.isatty()
+        assert bool(stderr.getvalue()) is stderr.isatty()
+
+
+@pytest.mark.real_time
+def test_progress_is_not_shown_for_short_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", FakeTerminal())
+    with record_inputs.show_progress(StdinReader()) as advance:
+        advance(10)
+    assert sys.stderr.getvalue() == ""  # type: ignore[union-attr] # as set above

@@ -14,8 +14,8 @@ from bridge.cli.errors import CommandError
 from bridge.core.errors import AmbiguousError, BridgeError, FatalError, NotFoundError, TransientError, UnreachableError
 
 COMMANDS = [
-    *("run", "list", "inspect", "watch", "tail", "audit", "retire", "check", "doctor", "snapshot", "proxy"),
-    *("schema", "version"),
+    *("run", "list", "inspect", "watch", "tail", "fleet", "audit", "retire"),
+    *("conformance", "check", "doctor", "snapshot", "proxy", "schema", "version"),
 ]
 
 

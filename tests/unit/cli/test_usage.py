@@ -104,6 +104,29 @@ USAGE = {
             "core",
         ),
     ],
+    "fleet": [
+        call("whalebridge fleet", 2, "'SINK'", "whalebridge fleet --help"),
+        call("whalebridge fleet main", 2, "--once", "--json"),
+        call("whalebridge fleet file:/nonexistent/events --once", 1, "/nonexistent/events"),
+        call("whalebridge fleet kafka://u:hunter2@h/t --once", 2, "URL"),
+        call("whalebridge fleet kafka://127.0.0.1:1/t --once", 3, "127.0.0.1:1"),
+        call("whalebridge fleet nats://127.0.0.1:1/t --json", 3, "127.0.0.1:1"),
+        call("whalebridge fleet - --at soon", 2, "--at", "15m"),
+        call("whalebridge fleet - --at 2999-01-01", 2, "--at", "future"),
+        call("whalebridge fleet - --diff 1h 2h", 2, "--diff"),
+        call("whalebridge fleet - --diff 2h", 2, "--diff"),
+        call("whalebridge fleet - --diff 2h 1h --at 3h", 2, "--diff", "--at"),
+        call("whalebridge fleet - --once --state runing", 2, "--state", "'runing'", "running"),
+        call("whalebridge fleet - --once --namespace a/b", 2, "--namespace: "),
+        call(
+            "WHALEBRIDGE_SINKS__MAIN__TYPE=nats WHALEBRIDGE_SINKS__MAIN__SERVERS=127.0.0.1:1 "
+            "WHALEBRIDGE_SINKS__MAIN__SUBJECT_PREFIX=events WHALEBRIDGE_SINKS__MAIN__MODE=core "
+            "whalebridge fleet main --once",
+            2,
+            "core",
+        ),
+        shell("whalebridge fleet - --once </dev/null", 1, "no records"),
+    ],
     "audit": [
         call("whalebridge audit", 2, "'INPUT...'", "whalebridge audit --help"),
         call("whalebridge audit file:/nonexistent/events", 1, "/nonexistent/events"),
@@ -125,6 +148,13 @@ USAGE = {
         call("whalebridge retire node-1 --sink kafka://h/t --reason ''", 2, "--reason"),
         call("whalebridge retire node-1 --sink file:/tmp/x", 2, "file"),
         call("whalebridge retire node-1 --sink kafka://u:hunter2@h/t", 2, "URL"),
+    ],
+    "conformance": [
+        call("whalebridge conformance", 2, "--sink"),
+        call("whalebridge conformance --sink stdout:", 2, "stdout"),
+        call("whalebridge conformance --sink kafka://u:hunter2@h/t", 2, "URL"),
+        call("whalebridge conformance --sink kafka://127.0.0.1:1/t", 3, "127.0.0.1:1"),
+        call("whalebridge conformance --sink file:/tmp/x --seed -1", 2, "--seed"),
     ],
     "check": [
         call(f"whalebridge check --containerd {NO_SOCKET}", 3, NO_SOCKET, "state_dir: ", "stdout: "),

@@ -19,6 +19,7 @@ class ScriptedReader:
 
     def __init__(self, *parts: Sequence[Message] | BridgeError, follow: bool = True) -> None:
         self.follow = follow
+        self.total: int | None = None
         self.position: dict[str, int] = {}
         self._parts = list(parts)
 
