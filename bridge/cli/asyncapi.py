@@ -14,12 +14,15 @@ from sinks.cloudevents import (
 from sinks.nats.messages import MESSAGE_ID
 
 Document: TypeAlias = dict[str, Any]
+_Fields: TypeAlias = dict[str, tuple[str, str]]
+"""Text fields: for each name, a description and an example."""
 
 _SCHEMAS = "#/components/schemas/{name}"
 _EXAMPLE_SOURCE = "//node-1/containerd.io/dda674a4-41f6-4b1c-8a0a-b99f8290adba"
 _ENCODING = "Bytes other than letters, digits, _ and - are written as =HH, an empty value as _."
 _SOURCE_KEY = "The source: HOST/ENGINE, each part percent-encoded."
-_ATTRIBUTES: dict[str, tuple[str, str]] = {
+_MESSAGE_ID: _Fields = {MESSAGE_ID: ("The source and the id, joined by /.", f"{_EXAMPLE_SOURCE}/7-6")}
+_ATTRIBUTES: _Fields = {
     "specversion": ("Version of CloudEvents.", "1.0"),
     "id": (
         "Unique within the source: EPOCH-SEQUENCE, with a suffix for records without a sequence of their own.",
@@ -144,11 +147,7 @@ def asyncapi_document() -> Document:
                 },
                 "nats": {
                     "headers": _attributes(
-                        "ce-",
-                        {
-                            MESSAGE_ID: ("The source and the id, joined by /.", f"{_EXAMPLE_SOURCE}/7-6"),
-                            "ce-datacontenttype": ("Media type of the payload.", JSON_CONTENT_TYPE),
-                        },
+                        "ce-", _MESSAGE_ID | {"ce-datacontenttype": ("Media type of the payload.", JSON_CONTENT_TYPE)}
                     ),
                 },
             },
@@ -180,11 +179,14 @@ def _record_messages(broker: str) -> Document:
         for type_, summary in RECORD_TYPES.items()
     }
     kafka = broker == "kafka"
+    content_type = KAFKA_ENVELOPE_CONTENT_TYPE if kafka else NATS_ENVELOPE_CONTENT_TYPE
+    media_type = ("Media type of the envelope.", content_type)
     messages["cloudEvent"] = {
         "name": "cloudEvent",
         "title": "CloudEvents envelope",
         "summary": "Any record, with cloudevents: structured.",
-        "contentType": KAFKA_ENVELOPE_CONTENT_TYPE if kafka else NATS_ENVELOPE_CONTENT_TYPE,
+        "contentType": content_type,
+        "headers": _strings({"content-type": media_type} if kafka else _MESSAGE_ID | {"Content-Type": media_type}),
         "payload": {"$ref": _SCHEMAS.format(name="cloudEvent")},
     }
     if kafka:
@@ -205,15 +207,19 @@ def _kafka_key(description: str) -> Document:
     return {"kafka": {"key": {"type": "string", "description": description}, "bindingVersion": "0.5.0"}}
 
 
-def _attributes(prefix: str, others: dict[str, tuple[str, str]]) -> Document:
+def _attributes(prefix: str, others: _Fields) -> Document:
     """Return the schema of an object with the CloudEvents attributes, and others that every such object has."""
-    attributes = {f"{prefix}{name}": text for name, text in _ATTRIBUTES.items()}
+    schema = _strings(others | {f"{prefix}{name}": text for name, text in _ATTRIBUTES.items()})
+    schema["required"].remove(f"{prefix}subject")
+    return schema | {"description": "A CloudEvent. Each attribute of the record is an attribute here, too."}
+
+
+def _strings(fields: _Fields) -> Document:
     return {
         "type": "object",
-        "description": "A CloudEvent. Each attribute of the record is an attribute here, too.",
-        "required": [name for name in (*others, *attributes) if name != f"{prefix}subject"],
+        "required": [*fields],
         "properties": {
             name: {"type": "string", "description": text, "examples": [example]}
-            for name, (text, example) in (others | attributes).items()
+            for name, (text, example) in fields.items()
         },
     }

@@ -93,17 +93,21 @@ def test_headers_are_those_of_the_sinks(sent: Record) -> None:
 
 @pytest.mark.parametrize("sent", RECORDS, ids=lambda each: each.type)
 def test_envelope_is_valid_for_both_brokers(sent: Record) -> None:
-    envelope = msgspec.json.decode(cloudevents.envelope(sent, sent.data))
-    for channel, content_type in (
-        ("kafkaRecords", dict(cloudevents.kafka_envelope_headers())["content-type"].decode()),
-        ("natsRecords", cloudevents.nats_envelope_headers()["Content-Type"]),
+    settings = NatsSettings(type="nats", servers=("n",), subject_prefix="events", cloudevents="structured")
+    nats_message = MessageEncoder(settings).encode(sent)
+    assert nats_message is not None
+    envelope = msgspec.json.decode(nats_message.data)
+    kafka_headers = {name: value.decode() for name, value in cloudevents.kafka_envelope_headers()}
+    for channel, name, headers in (
+        ("kafkaRecords", "content-type", kafka_headers),
+        ("natsRecords", "Content-Type", nats_message.headers),
     ):
         message = CHANNELS[channel]["messages"]["cloudEvent"]
         assert is_valid(envelope, message["payload"])
-        assert message["contentType"] == content_type
-        del envelope["id"]
-        assert not is_valid(envelope, message["payload"])
-        envelope["id"] = sent.id
+        assert is_valid(headers, message["headers"])
+        assert set(message["headers"]["required"]) == set(headers)
+        assert message["contentType"] == headers[name]
+        assert not is_valid({key: value for key, value in envelope.items() if key != "id"}, message["payload"])
 
 
 def test_state_entries_are_valid_and_records_are_not() -> None:
