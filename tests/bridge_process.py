@@ -74,7 +74,10 @@ class BridgeProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            status = self.process.wait(30)
+            try:
+                status = self.process.wait(30)
+            finally:
+                self.process.kill()  # if it has not ended
             assert status == 0 or kind is not None, self.log.read_text()
 
     def log_lines(self, event: str) -> list[RecordDict]:
