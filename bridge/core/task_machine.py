@@ -278,15 +278,20 @@ def _create(state: TaskState, event: TaskCreated, now: Instant, effects: Effects
 
 def _create_while_running(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:
     """Expect the start. Query the task if the exit event of the running one does not arrive. If the other task has the
-    same pid, or is one of many, end the run at once."""
+    same pid, or is one of many, or if a task with its pid has started meanwhile, end the run at once."""
     run = _run_of(state)
     if _is_late_creation(state, event, now):
         return _note_late_creation(state, event, now, effects)
     if event.pid == run.pid:
         return _create(_exit(state, "inferred", event.at - 1, _UNKNOWN_EXIT, effects), event, now, effects)
-    if sum(each.pid != run.pid and not state.is_over(each.pid, each.at) for each in state.created) == MAX_CREATED:
+    start = state.find(UnconfirmedStart, event.pid)
+    others = sum(each.pid != run.pid and not state.is_over(each.pid, each.at) for each in state.created)
+    if (start is not None and not start.late) or others == MAX_CREATED:
         state = _exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects)
-        return _create(_finish_others(state, event.pid, now, effects), event, now, effects)
+        state = _finish_others(state, event.pid, now, effects)
+        if start is not None:
+            state = _finish(state, event.pid, Instant(event.at - 1, now.monotonic), effects)
+        return _create(state, event, now, effects)
     effects.append(QueryTask(now.monotonic + EXIT_GRACE_NS))
     state = replace(state, task=replace(run, watched=False))  # from now on, an OOM event may be the other task's
     return _create(state, event, now, effects)
@@ -644,6 +649,9 @@ def _report_stopped_while_running(
     """End the run. If it is another task, publish its run as well."""
     task, run = input_.task, _run_of(state)
     if task.pid not in (0, run.pid):
+        waited = state.find(WaitedExit, run.pid)
+        if waited is not None and waited.exit_status.exited_at == task.exited_at:  # the call has returned this exit
+            state = replace(state, evidence=tuple(each for each in state.evidence if each is not waited))
         return _report_stopped(_exit(state, "inferred", now.wall, _UNKNOWN_EXIT, effects), input_, now, effects)
     state = _finish_others(state, run.pid, now, effects)
     exit_info = ExitInfo(task.exit_status, task.exited_at)

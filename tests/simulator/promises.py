@@ -144,7 +144,8 @@ def _check_sequences(world: World) -> Iterator[str]:
 def check_incarnations(world: World) -> Iterator[str]:
     """Each incarnation starts once, is paused and resumed in turn, and exits at most once."""
     states: dict[tuple[str, str, str], str] = {}
-    skipped = {run.id[0] for run in world.state.runs if "app.skip" in run.labels}  # also before it was recreated
+    # Also runs from before the container was recreated.
+    skipped = {display_id(key) for key, labels in world.state.labels.items() if "app.skip" in labels}
     excludable: set[tuple[str, str, str]] = set()
     listed: set[tuple[str, str, str]] | None = None
     epoch = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -74,7 +75,8 @@ class ObservedState(State):
 
     The probabilities are those of each event of a shim. Shims in ``silent`` send nothing. While ``lagging``, events
     wait in containerd's queues, and are gone with the connection. ``missed`` are the times of events without a
-    subscriber. ``process`` is the number of the running bridge.
+    subscriber. ``process`` is the number of the running bridge. ``labels`` are the names of the labels with which
+    containers of an id were created.
     """
 
     def __init__(self, clock: VirtualClock, rng: Random, trace: Callable[[str], None], *, reuse_pids: bool) -> None:
@@ -87,6 +89,7 @@ class ObservedState(State):
         self.runs: list[TrueRun] = []
         self._newest_runs: dict[tuple[str, ContainerKey, int], TrueRun] = {}
         self.missed: list[Instant] = []
+        self.labels: defaultdict[ContainerKey, set[str]] = defaultdict(set)
         self._lagged: list[tuple[Listener, Envelope]] = []
         self._lagging = False
         self._shims = 0  # how often all shims were ended
@@ -100,6 +103,10 @@ class ObservedState(State):
         return self._newest_runs.get((self.boot, key, pid))
 
     # --- operations ---
+
+    def create(self, key: ContainerKey, labels: Mapping[str, str] | None = None, **options: Any) -> None:
+        super().create(key, labels, **options)
+        self.labels[key].update(labels or ())
 
     def stop_without_event(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
         task = super().stop_without_event(key, status)
