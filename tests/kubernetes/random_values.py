@@ -73,6 +73,9 @@ _CHOICES: dict[str, Choose] = {
     "config": lambda rng: {name: rng.choice(parts) for name, parts in _CONFIGS if rng.random() < 0.5},
     "existingConfigMap": _one("", *_NAMES),
     "clusterName": _one("", "prod-1", "true", "1e3", "a: b #c", "'\"\\", "é ☃"),
+    "retire.schedule": _one("@daily", "23 4 * * *"),
+    "retire.staleFor": _one("1d", "0090m"),
+    "retire.sink": _one("main", "1e3"),
     "persistence.path": _one("/var/lib/a", "/a: b/#c"),
     "http.address": _one("*", "127.0.0.1", "[::]"),
     "image.registry": _one("registry.example.net", "localhost:5000/1e3"),
@@ -82,7 +85,6 @@ _CHOICES: dict[str, Choose] = {
     "podSecurityContext": _one(
         {}, {"seLinuxOptions": {"type": "spc_t"}}, {"fsGroup": 1_000_660_000, "supplementalGroups": [7]}
     ),
-    "tolerations": _some(*_TOLERATIONS),
     "nodeSelector": _texts(("", "1e3")),
     "affinity": _one({}, *_AFFINITIES),
     "priorityClassName": _one("", "system-node-critical"),
@@ -113,6 +115,7 @@ _DEFINITIONS: dict[str, Choose] = {
     "namespace": _one("", "default"),
     "names": _some(*_NAMES),
     "peers": _some(*_PEERS),
+    "tolerations": _some(*_TOLERATIONS),
     "duration": _one("", "30s", "1m30s"),
     "resources": _one({}, {"limits": {"memory": "1Gi", "cpu": 0.5}}, {"requests": {"memory": 67_108_864}}),
 }

@@ -118,6 +118,90 @@ def test_chart_passes_credentials_only_to_bridge() -> None:
         assert "envFrom" not in containers(manifests)[name]
 
 
+RETIRE: dict[str, Any] = {
+    "retire": {"enabled": True, "schedule": "@hourly", "staleFor": "6h", "sink": "main"},
+    "config": {"sinks": {"main": NATS}},
+}
+
+
+def retire_pod(values: dict[str, Any]) -> Manifest:
+    spec = find_one(render(RETIRE | values), "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    return dict(spec)
+
+
+def test_chart_retires_nodes_only_if_enabled() -> None:
+    assert not [each for each in render() if each["kind"] == "CronJob"]
+    spec = find_one(render(RETIRE), "CronJob")["spec"]
+    assert (spec["schedule"], spec["concurrencyPolicy"]) == ("@hourly", "Forbid")
+    arguments = retire_pod({})["containers"][0]["args"]
+    assert arguments[:5] == ["retire", "--stale-for", "6h", "--sink", "main"]
+    assert arguments[5:] == ["--by", "CronJob default/whalebridge-retire", "--config", "/etc/whalebridge/config.yaml"]
+
+
+def test_chart_retires_with_settings_and_secrets_of_bridge() -> None:
+    values = {
+        "existingSecrets": {"files": ["kafka"], "env": ["more"]},
+        "extraEnv": [{"name": "WHALEBRIDGE_SINKS__MAIN__TLS__CA_FILE", "value": "/ca/ca.pem"}],
+        "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "extraVolumeMounts": [{"name": "ca", "mountPath": "/ca"}],
+    }
+    spec, bridge = retire_pod(values), containers(render(RETIRE | values))["bridge"]
+    (container,) = spec["containers"]
+    assert {name: container[name] for name in ("image", "env", "envFrom")} == {
+        name: bridge[name] for name in ("image", "env", "envFrom")
+    }
+    assert {each["name"]: each["mountPath"] for each in container["volumeMounts"]} == {
+        "config": "/etc/whalebridge",
+        "secret-0": "/etc/whalebridge/secrets/kafka",
+        "ca": "/ca",
+    }
+    assert {each["name"] for each in spec["volumes"]} == {"config", "secret-0", "ca"}
+
+
+@pytest.mark.parametrize("proxy", [True, False])
+def test_chart_pod_that_retires_has_no_access_to_node(proxy: bool) -> None:
+    node = {"name": "node", "hostPath": {"path": "/"}}
+    mount = {"name": "node", "mountPath": "/node"}
+    spec = retire_pod(
+        {
+            "proxy.enabled": proxy,
+            "containerd.runAsRoot": True,
+            "extraVolumes": [node],
+            "extraVolumeMounts": [mount],
+            "extraPodSpec": {"hostNetwork": True},
+        }
+    )
+    assert "hostPath" not in str(spec)
+    assert "hostNetwork" not in spec
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+    }
+
+
+def test_chart_policy_of_pod_that_retires_allows_brokers_only() -> None:
+    manifests = render(RETIRE)
+    bridge, retire = [each["spec"] for each in manifests if each["kind"] == "NetworkPolicy"]
+    template = find_one(manifests, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
+    assert retire["podSelector"]["matchLabels"] == template["metadata"]["labels"]
+    assert retire["podSelector"] != bridge["podSelector"]
+    assert retire["egress"] == bridge["egress"]
+    assert (retire["policyTypes"], "ingress" in retire) == (["Ingress", "Egress"], False)
+
+
+@pytest.mark.parametrize("length", [1, 45, 53])
+def test_chart_retire_name_leaves_room_for_job_suffix(length: int) -> None:
+    name = find_one(render(RETIRE, release="x" * length), "CronJob")["metadata"]["name"]
+    assert len(name) <= 52
+    assert name.endswith("-retire")
+
+
 def test_chart_configures_no_sinks_by_default() -> None:
     assert "sinks" not in settings(render()).model_fields_set
 
@@ -609,6 +693,8 @@ def test_chart_names_value_that_older_chart_lacks(name: str) -> None:
         ("proxy.enabled", "yes", "enabled"),
         ("persistence.type", "tmpfs", "type"),
         ("resourceQuota", {"enable": True}, "enable"),
+        ("retire.staleFor", "1 day", "staleFor"),
+        ("retire.schedule", "", "schedule"),
         ("startupProbe", {"httpGet": {}}, "httpGet"),
         ("fullnameOverride", "my.name", "fullnameOverride"),
         ("nameOverride", "0x1", "nameOverride"),

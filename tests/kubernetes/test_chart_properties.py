@@ -55,7 +55,7 @@ def test_random_values_set_every_value() -> None:
 
     generated = set().union(*(paths(valid_values(seed)) for seed in range(200)))
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
-    free = ("/nodeSelector/", "/resources/", "/proxy/resources/", "/dashboard/labels/")
+    free = ("/nodeSelector/", "/resources/", "/proxy/resources/", "/retire/resources/", "/dashboard/labels/")
     assert {path for path in paths(defaults) if not path.startswith(free)} <= generated
 
 

@@ -125,6 +125,17 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{- /* The CronJob's name; Kubernetes allows 52 characters, because it appends to it. */}}
+{{- define "whalebridge.retireName" -}}
+{{- printf "%s-retire" (include "whalebridge.fullname" . | trunc 45 | trimSuffix "-") }}
+{{- end }}
+
+{{- /* The labels of the CronJob's pods, which differ from those of the DaemonSet's. */}}
+{{- define "whalebridge.retireLabels" -}}
+{{- $labels := get (include "whalebridge.metadata" (dict "context" . "component" "retire") | fromYaml) "labels" }}
+{{- pick $labels "app.kubernetes.io/name" "app.kubernetes.io/instance" | toYaml }}
+{{- end }}
+
 {{- define "whalebridge.serviceAccount" -}}
 {{- if .Values.serviceAccount.create }}
 {{- default (include "whalebridge.fullname" .) .Values.serviceAccount.name }}
@@ -288,6 +299,32 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- $hidden = or $hidden (hasPrefix "WHALEBRIDGE_SINKS" .name) }}
 {{- end }}
 {{- ternary "true" "" $hidden }}
+{{- end }}
+
+{{- /* The egress rules of all pods. */}}
+{{- define "whalebridge.egress" -}}
+- ports:
+    # The ports of DNS pods, where policies apply: usually 53, but 1053 in vcluster, and 8053 in Gardener.
+    {{- range list 53 1053 8053 }}
+    - port: {{ . }}
+      protocol: UDP
+    - port: {{ . }}
+      protocol: TCP
+    {{- end }}
+{{- with include "whalebridge.brokerPorts" . }}
+- ports:
+    {{- range splitList "\n" . }}
+    - port: {{ . }}
+      protocol: TCP
+    {{- end }}
+  {{- with $.Values.networkPolicy.brokers }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- with .Values.networkPolicy.extraEgress }}
+{{- toYaml . | nindent 0 }}
+{{- end }}
 {{- end }}
 
 {{- /* The metrics endpoint of a PodMonitor or ServiceMonitor, from its values. */}}

@@ -158,3 +158,15 @@ volumes:
       defaultMode: 288 # 0440: readable by the containers' group
   {{- end }}
 {{- end }}
+
+{{- /* The spec of the pods as JSON, with extraEnv, extraVolumes, extraVolumeMounts and extraPodSpec. */}}
+{{- define "whalebridge.mergedPodSpec" -}}
+{{- $spec := include "whalebridge.podSpec" . | fromYaml }}
+{{- $bridge := dict "name" "bridge" "env" (default list .Values.extraEnv) "volumeMounts" (default list .Values.extraVolumeMounts) }}
+{{- $extra := dict "containers" (list $bridge) "volumes" (default list .Values.extraVolumes) }}
+{{- range list $extra (default dict .Values.extraPodSpec) }}
+{{- $over := include "whalebridge.rendered" (dict "value" . "context" $) | fromJson }}
+{{- $spec = include "whalebridge.merged" (dict "base" $spec "over" $over "name" "") | fromJson }}
+{{- end }}
+{{- toJson $spec }}
+{{- end }}
