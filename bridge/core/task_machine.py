@@ -674,7 +674,10 @@ def _report_exit(state: TaskState, input_: ExitReported, now: Instant, effects: 
             state = _remember_exit(state, pid, recorded.exited_at, now.wall)
         return _settle(state, now)
     oom = recorded.oom or state.find(OOMKill) is not None
-    state = _start(state, pid, "inferred", now.wall, effects, started_at=recorded.started_at)
+    exited_at = recorded.exited_at if pending is None else pending.event.exited_at
+    # CRI notes the start when its call has returned, so that a short run seems to have ended before.
+    started_at = recorded.started_at if exited_at is None else min(recorded.started_at, exited_at)
+    state = _start(state, pid, "inferred", now.wall, effects, started_at=started_at)
     if oom:
         state = _add_oom_kill(state, pid, now, effects)
     if pending is not None:

@@ -251,6 +251,20 @@ def test_late_events_of_run_unseen_change_nothing() -> None:
     assert transitions == []
 
 
+@pytest.mark.parametrize("pending", [False, True])
+def test_short_run_does_not_start_after_its_end(pending: bool) -> None:
+    """CRI notes the start of a container when its call has returned, as observed with containerd 1.6 and 2.4."""
+    tracker = reconnected(synced_tracker())
+    record = replace(RECORD, started_at=wall(4.1))
+    if pending:
+        tracker.update_metadata(pod_metadata())
+        tracker.process_event(replace(exited(6, 4.2, 3, key=POD), exited_at=wall(4)), moment(5))
+        start, end = tracker.resolve_overdue_exits(tracker.take_overdue_exits(moment(35)), moment(35), {POD: record})
+    else:
+        start, end = reconcile(tracker, listing(record), moment(10))
+    assert (start.started_at, end.exit_info) == (wall(4), ExitInfo(3, wall(4)))
+
+
 def test_overdue_exit_gets_time_of_start_from_record() -> None:
     tracker = reconnected(synced_tracker())
     tracker.update_metadata(pod_metadata())
