@@ -592,7 +592,10 @@ class World:
         journal = self.bridge.watch._journal
         if journal is not None:
             self.rules = self.rng.choice(sorted(RULES))
-            self.rule_changes.append(((journal.encoder.epoch, journal.encoder.sequence), self.rules))
+            position = journal.encoder.epoch, journal.encoder.sequence
+            if not position[1] and self.committed:  # the epoch may never have records, and the next one may be lower
+                position = self.committed[-1][1]["epoch"], self.committed[-1][1]["sequence"]
+            self.rule_changes.append((position, self.rules))
             self._reload()
 
     def _reload(self) -> None:
