@@ -31,6 +31,14 @@ Containerd = Annotated[
         metavar="PATH", help="containerd's socket: PATH or unix://PATH. Default: /run/containerd/containerd.sock."
     ),
 ]
+Input = Annotated[
+    str,
+    typer.Argument(
+        metavar="SINK",
+        help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, "
+        "file:PATH; with TLS kafkas:// and tls://; - for standard input.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]
 
 

@@ -25,14 +25,7 @@ Globs: TypeAlias = list[str] | None
 
 
 def fleet(
-    sink: Annotated[
-        str,
-        typer.Argument(
-            metavar="SINK",
-            help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, "
-            "file:PATH; with TLS kafkas:// and tls://; - for standard input.",
-        ),
-    ],
+    sink: options.Input,
     config: options.Config = None,
     host: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching hosts.")] = None,
     namespace: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching namespaces of containerd.")] = None,

@@ -28,14 +28,7 @@ _NEW_RECORDS_NOTICE = "showing new records only; use --since 15m for earlier one
 
 
 def tail(
-    sink: Annotated[
-        str,
-        typer.Argument(
-            metavar="SINK",
-            help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, "
-            "file:PATH; with TLS kafkas:// and tls://; - for standard input.",
-        ),
-    ],
+    sink: options.Input,
     config: options.Config = None,
     since: Annotated[
         str | None,
