@@ -16,7 +16,7 @@ from bridge.core.container_state import Transition
 from bridge.core.containerd_model import Engine
 from bridge.core.reconcile import Listing, has_unconfirmed
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
-from bridge.core.records import Record, Watermark
+from bridge.core.records import Record, SourcePosition, Watermark
 from bridge.core.time import SECOND
 from bridge.telemetry.counters import SnapshotSummary
 from bridge.watch.settings import WatchSettings
@@ -40,17 +40,19 @@ class Journal:
     def __init__(
         self, state: WatchState, header: CheckpointHeader, epoch: int, obsolete_keys: Iterable[str] = ()
     ) -> None:
-        previous = state.previous_positions.get(header.source)
-        attributes = state.settings.attributes
-        self.encoder = RecordEncoder(header.host, header.engine, epoch, previous=previous, attributes=attributes)
         self.header = header
         self.watermark: Watermark | None = None
         self._state = state
+        self.encoder = self._create_encoder(epoch, state.previous_positions.get(header.source))
         self._buffer: list[Record] = []
         self._obsolete_keys: dict[str, bytes | None] = dict.fromkeys(obsolete_keys)
         self._saved_header = b""  # as last persisted
         self._saved_watermark_at = state.watermark_at
         self._preexisting_count = state.tracker.preexisting_count  # of the last snapshot
+
+    def _create_encoder(self, epoch: int, previous: SourcePosition | None) -> RecordEncoder:
+        attributes = self._state.settings.attributes
+        return RecordEncoder(self.header.host, self.header.engine, epoch, previous=previous, attributes=attributes)
 
     def set_engine(self, engine: Engine) -> None:
         """Update the engine after a restart of the same source; its version and pid may have changed."""
@@ -74,8 +76,7 @@ class Journal:
 
     def begin_epoch(self, epoch: int) -> None:
         """Continue in another epoch, which must begin with a snapshot; the position before it counts as unknown."""
-        attributes = self._state.settings.attributes
-        self.encoder = RecordEncoder(self.header.host, self.header.engine, epoch, attributes=attributes)
+        self.encoder = self._create_encoder(epoch, None)
 
     def publish(self, transitions: list[Transition]) -> None:
         """Number and encode transitions, to be persisted by ``write``; before the first snapshot, collect them."""
