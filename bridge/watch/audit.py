@@ -78,9 +78,7 @@ class Auditor:
             listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
         if gap.reason != "audit":  # consumers need a snapshot of these namespaces, too
             self._connection.unlisted_namespaces = set(listing.failed)
-        listing.exits = dict.fromkeys(await state.cri.exited_containers())
-        listing.exits_listed = state.cri.responds
-        await state.cri.add_pod_labels(listing.containers)
+        await state.cri.complete(listing)
         keys = self._find_mismatches(listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)

@@ -18,6 +18,7 @@ from bridge.core.container_metadata import KUBERNETES_NAMESPACE
 from bridge.core.containerd_model import ContainerKey, Labels, Metadata, RecordedExit
 from bridge.core.errors import BridgeError, TransientError
 from bridge.core.ports import Clock, EngineClient
+from bridge.core.reconcile import Listing
 from bridge.core.time import from_seconds, to_seconds
 from bridge.task_groups import task_group
 from bridge.watch.settings import WatchSettings
@@ -48,6 +49,12 @@ class CRI:
         self._failing: _Call | None = None  # the call that has failed, until it succeeds
         self._lists_pods = True  # as far as known
 
+    async def complete(self, listing: Listing) -> None:
+        """Add what CRI lists to a listing of containerd: the containers that have exited, and the labels of pods."""
+        listing.exits = dict.fromkeys(await self.exited_containers())
+        listing.exits_listed = self._responds
+        await self._add_pod_labels(listing.containers)
+
     async def exited_containers(self) -> Sequence[ContainerKey]:
         """Return the containers that CRI knows to have exited, in the order of creation; none if it does not respond.
 
@@ -75,11 +82,6 @@ class CRI:
         self._responds = True
         self._note_success("list")
         return exited
-
-    @property
-    def responds(self) -> bool:
-        """Return whether CRI has responded to the last list call, and has not failed since."""
-        return self._responds
 
     def may_know(self, key: ContainerKey) -> bool:
         """Return whether CRI responds and may know a container."""
@@ -123,7 +125,7 @@ class CRI:
                 tasks.create_task(request())
         return recorded
 
-    async def add_pod_labels(self, containers: dict[ContainerKey, Metadata]) -> None:
+    async def _add_pod_labels(self, containers: dict[ContainerKey, Metadata]) -> None:
         """Add the labels of their pods to listed containers whose pods have no sandbox container, if CRI responds."""
         sandboxes = {each.pod.uid for each in containers.values() if each.kind == "sandbox" and each.pod is not None}
         incomplete = [each for each in containers.values() if each.pod is not None and each.pod.uid not in sandboxes]

@@ -47,9 +47,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     await connection.verify_engine()
     gap = Gap(reason, since, state.clock.now().wall)
     listing = await list_containers(state.client, state.clock, settings)
-    listing.exits = dict.fromkeys(await state.cri.exited_containers())
-    listing.exits_listed = state.cri.responds
-    await state.cri.add_pod_labels(listing.containers)
+    await state.cri.complete(listing)
     listing.exits |= await state.cri.recorded_exits(find_unknown_exits(state.tracker, listing))
     watermark = await connection.pass_marker()  # high watermark
 
