@@ -93,7 +93,7 @@ class _Connections:
     async def close(self) -> None:
         """Close all connections."""
         if self._server is not None:
-            await self._server.shutdown(0)
+            await self._server.close()
 
 
 class _ClosedConnection(asyncio.Protocol):

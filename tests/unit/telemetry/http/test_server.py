@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -228,6 +229,19 @@ async def test_foreign_host_header_returns_421(served: ServedEndpoint, host: str
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9469", "127.0.0.1", "[::1]:9469", "[::1]"])
 async def test_local_host_header_is_accepted(served: ServedEndpoint, host: str) -> None:
     assert (await served.request("/containers", Host=host)).status == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n", b"POST /snapshot HTTP/1.1\r\nHost: a\r\n\r\n"])
+async def test_close_does_not_wait_for_clients(served: ServedEndpoint, sent: bytes) -> None:
+    reader, writer = await served.connect(local=True)
+    writer.write(sent)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await served.endpoint.close()
+    assert time.monotonic() - began < 5
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    writer.close()
 
 
 async def test_failed_import_is_logged_and_repeated(served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
