@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.certificates import Authority
 from tests.documentation import ROOT
@@ -49,6 +50,14 @@ _LONGEST = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first: one that starts last runs alone, while the other processes have nothing to do."""
     items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def _same_logs_after_each_test() -> Iterator[None]:
+    """Restore the configuration of the logs, which commands change: tests of logs in the same process need it."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 from datetime import datetime
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 
@@ -14,6 +15,7 @@ from bridge.consumer import State
 from bridge.consumer.audit import Audit
 from bridge.consumer.record_decoder import REPEATING_TYPES, DecodedRecord, InvalidMessageError, decode
 from bridge.core.record_encoder import parse_record
+from bridge.core.records import json_schema
 from sinks.state_table import StateKey, TableState, apply_records
 from tests.conformance.vectors import DIRECTORY, files
 from tests.documentation import documented_fold
@@ -37,6 +39,14 @@ def read(name: str) -> tuple[list[tuple[DecodedRecord, bytes]], int, Document]:
 def test_vectors_are_current() -> None:
     assert {path.name: path.read_bytes() for path in DIRECTORY.glob("*.json*")} == files()
     assert len(NAMES) > 30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schema_accepts_records_of_vectors(name: str) -> None:
+    validator = jsonschema.Draft202012Validator(json_schema(), format_checker=jsonschema.FormatChecker())
+    for _, data in read(name)[0]:
+        document = json.loads(data)
+        validator.validate(document.get("data", document))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -158,7 +158,7 @@ def unknown_types_and_fields() -> _Result:
     sparkle, pause = node.start("b", 102), node.pause("a", 101)
     lines = [
         *flat(snapshot),
-        edited(start, a_new_field={"deep": [1]}, origin="new"),
+        edited(start, a_new_field={"deep": [1]}),
         edited(sparkle, type="sparkled"),
         pause.data,
     ]

@@ -15,6 +15,7 @@ from aiohttp.web_protocol import RequestHandler
 
 MAX_CONNECTIONS = 64
 MAX_LIFETIME_SECONDS = 60.0
+_CLOSE_SECONDS = 1.0  # 0 would be no limit for aiohttp
 _MAX_LINE_BYTES = 4096
 _MAX_HEADERS = 64
 
@@ -50,6 +51,12 @@ class BoundedServer(web.Server):
         """Remove a connection."""
         super().connection_lost(handler, exc)
         self._abort(handler)
+
+    async def close(self) -> None:
+        """Abort all connections: aiohttp alone would wait for the requests of those that have sent none."""
+        for handler in [*self._open_connections]:
+            self._abort(handler)
+        await self.shutdown(_CLOSE_SECONDS)
 
     def _abort(self, handler: RequestHandler) -> None:
         transport, timer = self._open_connections.pop(handler, (None, None))

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from bridge.core.ports import Clock
 from bridge.telemetry.status import BridgeInspector
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 64
 _SOCKET_MODE = 0o600
+_log = structlog.get_logger(__name__)
 
 
 class HttpEndpoint:
@@ -79,14 +82,25 @@ class _Connections:
 
     def open(self) -> asyncio.BaseProtocol:
         """Return the protocol of another connection."""
-        if self._server is None:
-            self._server = self._endpoint.routes.server(local=self._local)
-        return self._server()
+        try:
+            if self._server is None:
+                self._server = self._endpoint.routes.server(local=self._local)
+            return self._server()
+        except Exception:  # noqa: BLE001 (the import may fail; asyncio would log nothing)
+            _log.exception("http_connection_failed")
+            return _ClosedConnection()
 
     async def close(self) -> None:
         """Close all connections."""
         if self._server is not None:
-            await self._server.shutdown(0)
+            await self._server.close()
+
+
+class _ClosedConnection(asyncio.Protocol):
+    """Closes the connection without a response."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
 def _address(listener: socket.socket) -> str:

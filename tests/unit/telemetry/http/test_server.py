@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
 from bridge.telemetry.http import bounded_server, json_documents, routes
@@ -226,6 +229,29 @@ async def test_foreign_host_header_returns_421(served: ServedEndpoint, host: str
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9469", "127.0.0.1", "[::1]:9469", "[::1]"])
 async def test_local_host_header_is_accepted(served: ServedEndpoint, host: str) -> None:
     assert (await served.request("/containers", Host=host)).status == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\n", b"POST /snapshot HTTP/1.1\r\nHost: a\r\n\r\n"])
+async def test_close_does_not_wait_for_clients(served: ServedEndpoint, sent: bytes) -> None:
+    reader, writer = await served.connect(local=True)
+    writer.write(sent)
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await served.endpoint.close()
+    assert time.monotonic() - began < 5
+    with contextlib.suppress(ConnectionError):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_failed_import_is_logged_and_repeated(served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setitem(sys.modules, routes.__name__, None)
+        reader, writer = await served.connect()
+        assert await reader.read() == b""
+        writer.close()
+    assert [each["event"] for each in logs] == ["http_connection_failed"]
+    assert (await served.request("/livez")).status == 200
 
 
 async def test_control_socket_is_private_and_replaces_stale_file(tmp_path: Path) -> None:
