@@ -321,6 +321,14 @@ def loss_after_its_record() -> _Result:
     return flat(snapshot, start, node.lost(start), node.pause("a", 101)), Expected((E1, 4), {"a": (run(101), True)})
 
 
+@vector()
+def loss_before_its_record() -> _Result:
+    """A record that arrives after a loss of its position counts as a repetition."""
+    node = Bridge()
+    snapshot, start = node.snapshot(), node.start("a", 101)
+    return flat(snapshot, node.lost(start), start), Expected((E1, 3), {}, complete=False)
+
+
 @vector(ordered=False)
 def records_out_of_order() -> _Result:
     """On a stream without atomic batches, first copies may arrive in any order."""
