@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import container_table, options
@@ -21,8 +20,8 @@ from bridge.consumer.state import Running, State, pod_name
 from bridge.telemetry.safe_text import printable
 
 STATUSES = ("running", "paused", "unknown")
-COLUMNS = ("PROJECT OR POD", "NAME", "STATUS", "HOST", "ID", "IMAGE", "CREATED")
-_PERIOD_COLUMNS = ("PROJECT OR POD", "NAME", "CHANGE", "AT", "EXIT", "HOST", "ID", "IMAGE")
+COLUMNS: tuple[str, ...] = ("PROJECT OR POD", "NAME", "STATUS", "HOST", "ID", "IMAGE", "CREATED")
+PERIOD_COLUMNS: tuple[str, ...] = ("PROJECT OR POD", "NAME", "CHANGE", "AT", "EXIT", "HOST", "ID", "IMAGE")
 _WIDE_TABLE_WIDTH = 120  # columns; from this width on, ids, images and times fit
 _NARROW_TABLE_COLUMNS = 4
 _MAX_NOTES = 5  # lines on a page about what is not known
@@ -93,12 +92,11 @@ class Fleet(NamedTuple):
             for text in _unknown(each):
                 yield printable(f"{'/'.join(each.info.source)}: {text}")
 
-    def table(self, *, short: bool, rows: int | None = None, columns: int = len(COLUMNS)) -> Table:
-        """Return the table; if it is ``short``, groups are named once, and ids are shortened."""
-        cells: list[list[str]] = []
-        for group, containers in groupby(self.containers[:rows], key=lambda each: _group(each.container)):
-            cells += [_cells(each, group if not (short and number) else "") for number, each in enumerate(containers)]
-        return container_table.build_table(COLUMNS[:columns], cells, short_ids=short)
+    def cells(self, *, short: bool, count: int | None = None) -> Iterator[list[str]]:
+        """Yield the cells of the first ``count`` containers; if the table is ``short``, groups are named once."""
+        for group, containers in groupby(self.containers[:count], key=lambda each: _group(each.container)):
+            for number, each in enumerate(containers):
+                yield _cells(each, group if not (short and number) else "")
 
 
 def status(running: Running) -> str:
@@ -146,7 +144,8 @@ class FleetScreen:
         room = max(2, height - len(header) - _HEADING_LINES)
         rows = len(fleet.containers) if len(fleet.containers) <= room else room - 1
         columns = len(COLUMNS) if width >= _WIDE_TABLE_WIDTH else _NARROW_TABLE_COLUMNS
-        page: list[RenderableType] = [*header, Text(), fleet.table(short=True, rows=rows, columns=columns)]
+        table = container_table.build_table(COLUMNS[:columns], fleet.cells(short=True, count=rows))
+        page: list[RenderableType] = [*header, Text(), table]
         if rows < len(fleet.containers):
             page.append(_line(f"and {len(fleet.containers) - rows} more", "dim"))
         return Group(*page)
@@ -178,23 +177,20 @@ def period_document(period: Period, filter_: FleetFilter) -> dict[str, Any]:
     }
 
 
-def period_table(period: Period, filter_: FleetFilter, *, short: bool) -> Table:
-    """Return the table of what started and ended in a period."""
-    cells = [
-        (
-            _group(run.container) or "-",
-            _name(run.container),
-            change,
-            _time_cell(run),
-            _exit_cell(run) if change == "ended" else "-",
-            run.source.host,
-            run.id,
-            run.container.image or "-",
-        )
-        for change, runs in _changes(period, filter_)
-        for run in runs
-    ]
-    return container_table.build_table(_PERIOD_COLUMNS, cells, short_ids=short)
+def period_cells(period: Period, filter_: FleetFilter) -> Iterator[list[str]]:
+    """Yield the cells of what started and ended in a period."""
+    for change, runs in _changes(period, filter_):
+        for run in runs:
+            yield [
+                _group(run.container) or "-",
+                _name(run.container),
+                change,
+                _time_cell(run),
+                _exit_cell(run) if change == "ended" else "-",
+                run.source.host,
+                run.id,
+                run.container.image or "-",
+            ]
 
 
 def period_notes(period: Period, filter_: FleetFilter) -> Iterator[str]:
