@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bridge.cli import container_table, options
 from bridge.consumer.history import PastSource, PastState, Period, Run
+from bridge.consumer.projection import STALE_MINIMUM
 from bridge.consumer.record_decoder import Container, Source
 from bridge.consumer.record_reader import RESUMED
 from bridge.consumer.state import Running, State, pod_name
@@ -79,7 +80,7 @@ class Fleet(NamedTuple):
         """Return the content of the JSON document."""
         return {
             "at": _format_time(self.at),
-            "sources": [_source_document(each) for each in self.sources],
+            "sources": [_source_document(each, self.at) for each in self.sources],
             "containers": [
                 {**_identity(each), "status": status(each), "container": msgspec.to_builtins(each.container)}
                 for each in self.containers
@@ -89,7 +90,7 @@ class Fleet(NamedTuple):
     def notes(self) -> Iterator[str]:
         """Say what is not known of the sources, one line each."""
         for each in self.sources:
-            for text in _unknown(each):
+            for text in _unknown(each, self.at):
                 yield printable(f"{'/'.join(each.info.source)}: {text}")
 
     def cells(self, *, short: bool, count: int | None = None) -> Iterator[list[str]]:
@@ -158,7 +159,7 @@ def period_document(period: Period, filter_: FleetFilter) -> dict[str, Any]:
         "since": _format_time(before.at),
         "until": _format_time(after.at),
         "sources": [
-            {"since": _source_document(first), "until": _source_document(second)}
+            {"since": _source_document(first, before.at), "until": _source_document(second, after.at)}
             for first, second in zip(before.sources, after.sources, strict=True)
         ],
         **{
@@ -205,13 +206,15 @@ def _changes(period: Period, filter_: FleetFilter) -> Iterator[tuple[str, list[R
         yield name, [run for run in runs if filter_.selects(run.source, run.container)]
 
 
-def _unknown(source: PastSource) -> Iterator[str]:
+def _unknown(source: PastSource, at: datetime) -> Iterator[str]:
     info = source.info
     yield from source.unknown
     if info.retired is not None or info.watermark.year == 1:  # ended, or without any record
         return
     if info.stale:
         yield f"stale, silent since {_format_time(info.watermark)}: the state of its containers is unknown"
+    if info.stale is None and at - info.watermark > STALE_MINIMUM:
+        yield f"no heartbeats: whether it is stale, silent since {_format_time(info.watermark)}, cannot be known"
     if info.failed_namespaces:
         yield f"namespaces that could not be listed: {', '.join(info.failed_namespaces)}"
     if info.missing:
@@ -226,7 +229,7 @@ def _identity(container: Running | Run) -> dict[str, Any]:
     return {**container.source._asdict(), "id": container.id}
 
 
-def _source_document(source: PastSource) -> dict[str, Any]:
+def _source_document(source: PastSource, at: datetime) -> dict[str, Any]:
     info = source.info
     return {
         **info.source._asdict(),
@@ -235,7 +238,7 @@ def _source_document(source: PastSource) -> dict[str, Any]:
         "stale": info.stale,
         "complete": info.complete,
         "retired": msgspec.to_builtins(info.retired),
-        "unknown": list(_unknown(source)),
+        "unknown": list(_unknown(source, at)),
     }
 
 

@@ -107,7 +107,7 @@ def _states(states: list[str]) -> list[str]:
 
 def _moments(at: str | None, diff: tuple[str, str] | None) -> list[datetime]:
     """Return the moments of --at or --diff, in order."""
-    option, texts = ("--diff", diff) if diff else ("--at", (at,) if at else ())
+    option, texts = ("--diff", diff) if diff else ("--at", () if at is None else (at,))
     moments = [options.parse_moment(option, each) for each in texts]
     if any(each > datetime.now(UTC) for each in moments):
         raise CommandError(f"{option}: a moment is in the future", exit_status=WRONG_USAGE)
