@@ -165,13 +165,14 @@ def unknown_types_and_fields() -> _Result:
     return lines, Expected((E1, 5), {"a": (run(101), True)})
 
 
-@vector(invalid=6)
+@vector(invalid=8)
 def foreign_messages() -> _Result:
     """Messages that are no records, or records of another major version, are skipped and counted."""
     node = Bridge()
     start, other, exited = node.snapshot(), node.start("a", 101), node.start("b", 102)
     foreign = [b"hello", b"{}", edited(other, version=2), other.data[:100]]
-    foreign += [edited(other, host=None), edited(other, epoch=None)]
+    foreign += [edited(exited, host=None), edited(exited, epoch=None)]
+    foreign += [edited(exited, container="x"), edited(exited, snapshot=7)]
     return [*flat(start, other), *foreign, exited.data], Expected(
         (E1, 4), {"a": (run(101), False), "b": (run(102), False)}
     )
