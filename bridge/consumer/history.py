@@ -197,9 +197,13 @@ class Period:
 
     def ended(self) -> list[Run]:
         """Return the runs that have ended; also those that are not there any more without a record of their exit."""
-        after = _runs(self.after)
-        gone = {key: run for key, run in _runs(self.before).items() if key not in after and key not in self._ended}
-        return _sorted([*self._ended.values(), *gone.values()])
+        after, ran = _runs(self.after), self._started | _runs(self.before)
+        gone = [
+            run._replace(at=None, noticed_at=None)
+            for key, run in ran.items()
+            if key not in after and key not in self._ended
+        ]
+        return _sorted([*self._ended.values(), *gone])
 
 
 def _runs(state: PastState) -> dict[tuple[Source, str, str], Run]:

@@ -246,3 +246,17 @@ def test_period_sorts_by_time() -> None:
     for record in topic:
         period.apply(record)
     assert [each.id for each in period.started()] == ["first", "second"]
+
+
+def test_period_ends_run_that_started_in_it_and_is_gone() -> None:
+    """The record of its exit was lost."""
+    node = Bridge()
+    topic = decoded(
+        node.snapshot(), node.start("brief", 101), node.lost(node.exit("brief", 101)), node.snapshot(reason="overflow")
+    )
+    period = Period(at(0), at(60))
+    for record in topic:
+        period.apply(record)
+    assert names(period.started()) == [("brief", run(101), "2026-11-25T19:46:42Z")]
+    assert names(period.ended()) == [("brief", run(101), None)]
+    assert period.ended()[0].noticed_at is None
