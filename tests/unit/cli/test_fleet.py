@@ -166,6 +166,15 @@ def test_fleet_of_empty_topic_fails(options: tuple[str, ...], fleet: Run) -> Non
     assert fleet([], *options) == (1, "", "whalebridge: there are no records: nothing is known\n")
 
 
+@pytest.mark.parametrize("command", [["fleet", "-", "--once"], ["audit", "-"], ["tail", "-"]])
+def test_closed_standard_input_is_no_empty_topic(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # as Python sets it
+    assert execute(command) == 1
+    assert capsys.readouterr().err == "whalebridge: standard input is closed; redirect a file or a pipe to it\n"
+
+
 @pytest.mark.real_time
 def test_fleet_counts_foreign_messages(fleet: Run) -> None:
     node = Bridge()
