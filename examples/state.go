@@ -59,6 +59,9 @@ func decode(line []byte) *record {
 	if r.Host == nil || r.Engine.ID == nil || r.Epoch == nil || r.Sequence == nil {
 		return nil
 	}
+	if r.Container != nil && json.Unmarshal(r.Container, &struct{ Namespace string }{}) != nil {
+		return nil
+	}
 	return &r
 }
 
@@ -105,9 +108,7 @@ func (s *state) apply(r *record) {
 func (src *source) removeUnlisted(failed []string) {
 	for id, document := range src.Containers {
 		var container struct{ Namespace string }
-		if err := json.Unmarshal(document, &container); err != nil {
-			log.Fatal(err)
-		}
+		_ = json.Unmarshal(document, &container) // decode has checked it
 		if !src.listed[id] && !slices.Contains(failed, container.Namespace) {
 			delete(src.Containers, id)
 		}

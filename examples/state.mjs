@@ -13,8 +13,12 @@ function decode(line) {
   try {
     const document = JSON.parse(line);
     const record = document.specversion ? document.data : document;
-    const hasSource = typeof record.host === "string" && typeof record.engine.id === "string";
-    return record.version === 1 && hasSource && [record.epoch, record.sequence].every(Number.isInteger) ? record : null;
+    const isRecord =
+      record.version === 1 &&
+      [record.host, record.engine.id].every((each) => typeof each === "string") &&
+      [record.epoch, record.sequence].every(Number.isInteger) &&
+      [record.container, record.snapshot].every((each) => typeof (each ?? {}) === "object");
+    return isRecord ? record : null;
   } catch {
     return null;
   }
@@ -53,7 +57,7 @@ function apply(record) {
     source.listed = null; // the snapshot is void
   } else if (record.type === "snapshot_completed" && source.listed) {
     for (const [id, container] of source.containers) {
-      if (!source.listed.has(id) && !record.snapshot.failed.includes(container.namespace)) {
+      if (!source.listed.has(id) && !record.snapshot?.failed?.includes(container?.namespace)) {
         source.containers.delete(id);
       }
     }

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from bridge.cli.container_queries import ContainerInfo
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")
-MAX_WIDTH = 100_000  # no line is longer
 _UNWRAPPED_COLUMNS = ("ID", "STATUS", "PID", "CREATED")  # copied by users, or short
 _STYLES = {"running": "green", "paused": "yellow", "unknown": "red", "started": "green", "ended": "red"}
 _SHORTENED_COLUMNS = ("ID", "NAME")
@@ -26,39 +26,40 @@ _STYLED_COLUMNS = ("STATUS", "CHANGE")
 
 
 def render(containers: Iterable[ContainerInfo], *, terminal: bool | None = None, width: int | None = None) -> str:
-    """Return the table, sorted by project and name: fitted and colored for a terminal, else one line per container."""
+    """Return the table, sorted by project and name, as ``draw`` does."""
     if terminal is None:
         terminal = output.is_terminal()
-    return draw(build(sort_rows(containers), short_ids=terminal), terminal=terminal, width=width)
+    return draw(COLUMNS, map(_format_cells, sort_rows(containers)), terminal=terminal, width=width)
 
 
-def draw(table: Table, *, terminal: bool, width: int | None = None) -> str:
-    """Return a table as text: fitted and colored for a terminal, else each row is one complete line."""
-    if width is None:
-        width = shutil.get_terminal_size().columns if terminal else MAX_WIDTH
+def draw(columns: Sequence[str], rows: Iterable[Sequence[str]], *, terminal: bool, width: int | None = None) -> str:
+    """Return a table as text: fitted, colored and with short ids for a terminal, else each row is one complete line."""
+    if not terminal:
+        return _align([columns, *([printable(cell) for cell in row] for row in rows)])
+    table = build_table(columns, rows)
     for column in table.columns:
         column.overflow = "fold"
-        column.no_wrap = not terminal or column.header in _UNWRAPPED_COLUMNS
+        column.no_wrap = column.header in _UNWRAPPED_COLUMNS
     page = io.StringIO()
     # Without a height, rich ignores the width on a dumb terminal.
     Console(
         file=page,
-        width=width,
+        width=width or shutil.get_terminal_size().columns,
         height=1,
-        force_terminal=terminal,
-        color_system="standard" if terminal else None,
+        force_terminal=True,
+        color_system="standard",
         highlight=False,
     ).print(table)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 
-def build(rows: Iterable[ContainerInfo], *, short_ids: bool, columns: Sequence[str] = COLUMNS) -> Table:
-    """Return the table, one line per row; ``short_ids`` shortens ids, ``columns`` are the first columns to show."""
-    return build_table(columns, (_format_cells(row) for row in rows), short_ids=short_ids)
+def build(rows: Iterable[ContainerInfo], *, columns: Sequence[str] = COLUMNS) -> Table:
+    """Return the table for a terminal, one line per row; ``columns`` are the first columns to show."""
+    return build_table(columns, map(_format_cells, rows))
 
 
-def build_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, short_ids: bool) -> Table:
-    """Return a table of the columns, from rows with a cell for each of them; further cells are left out."""
+def build_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table for a terminal, from rows with a cell for each of the columns; further cells are left out."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in table.columns:
         column.overflow = "ellipsis"
@@ -67,13 +68,26 @@ def build_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, short_
         table.add_row(
             *(
                 Text(
-                    printable(shorten_ids(cell) if short_ids and name in _SHORTENED_COLUMNS else cell),
+                    printable(shorten_ids(cell) if name in _SHORTENED_COLUMNS else cell),
                     style=_STYLES[cell] if name in _STYLED_COLUMNS else "",
                 )
                 for name, cell in zip(columns, row, strict=False)
             )
         )
     return table
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows with aligned columns. (rich needs minutes for the containers of a large fleet.)"""
+    widths = [max(map(_width, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _width(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
 
 
 def sort_rows(rows: Iterable[ContainerInfo]) -> list[ContainerInfo]:

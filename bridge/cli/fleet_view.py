@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import container_table, options
 from bridge.consumer.history import PastSource, PastState, Period, Run
+from bridge.consumer.projection import STALE_MINIMUM
 from bridge.consumer.record_decoder import Container, Source
 from bridge.consumer.record_reader import RESUMED
 from bridge.consumer.state import Running, State, pod_name
 from bridge.telemetry.safe_text import printable
 
 STATUSES = ("running", "paused", "unknown")
-COLUMNS = ("PROJECT OR POD", "NAME", "STATUS", "HOST", "ID", "IMAGE", "CREATED")
-_PERIOD_COLUMNS = ("PROJECT OR POD", "NAME", "CHANGE", "AT", "EXIT", "HOST", "ID", "IMAGE")
+COLUMNS: tuple[str, ...] = ("PROJECT OR POD", "NAME", "STATUS", "HOST", "ID", "IMAGE", "CREATED")
+PERIOD_COLUMNS: tuple[str, ...] = ("PROJECT OR POD", "NAME", "CHANGE", "AT", "EXIT", "HOST", "ID", "IMAGE")
 _WIDE_TABLE_WIDTH = 120  # columns; from this width on, ids, images and times fit
 _NARROW_TABLE_COLUMNS = 4
 _MAX_NOTES = 5  # lines on a page about what is not known
@@ -80,7 +80,7 @@ class Fleet(NamedTuple):
         """Return the content of the JSON document."""
         return {
             "at": _format_time(self.at),
-            "sources": [_source_document(each) for each in self.sources],
+            "sources": [_source_document(each, self.at) for each in self.sources],
             "containers": [
                 {**_identity(each), "status": status(each), "container": msgspec.to_builtins(each.container)}
                 for each in self.containers
@@ -90,15 +90,14 @@ class Fleet(NamedTuple):
     def notes(self) -> Iterator[str]:
         """Say what is not known of the sources, one line each."""
         for each in self.sources:
-            for text in _unknown(each):
+            for text in _unknown(each, self.at):
                 yield printable(f"{'/'.join(each.info.source)}: {text}")
 
-    def table(self, *, short: bool, rows: int | None = None, columns: int = len(COLUMNS)) -> Table:
-        """Return the table; if it is ``short``, groups are named once, and ids are shortened."""
-        cells: list[list[str]] = []
-        for group, containers in groupby(self.containers[:rows], key=lambda each: _group(each.container)):
-            cells += [_cells(each, group if not (short and number) else "") for number, each in enumerate(containers)]
-        return container_table.build_table(COLUMNS[:columns], cells, short_ids=short)
+    def cells(self, *, short: bool, count: int | None = None) -> Iterator[list[str]]:
+        """Yield the cells of the first ``count`` containers; if the table is ``short``, groups are named once."""
+        for group, containers in groupby(self.containers[:count], key=lambda each: _group(each.container)):
+            for number, each in enumerate(containers):
+                yield _cells(each, group if not (short and number) else "")
 
 
 def status(running: Running) -> str:
@@ -146,7 +145,8 @@ class FleetScreen:
         room = max(2, height - len(header) - _HEADING_LINES)
         rows = len(fleet.containers) if len(fleet.containers) <= room else room - 1
         columns = len(COLUMNS) if width >= _WIDE_TABLE_WIDTH else _NARROW_TABLE_COLUMNS
-        page: list[RenderableType] = [*header, Text(), fleet.table(short=True, rows=rows, columns=columns)]
+        table = container_table.build_table(COLUMNS[:columns], fleet.cells(short=True, count=rows))
+        page: list[RenderableType] = [*header, Text(), table]
         if rows < len(fleet.containers):
             page.append(_line(f"and {len(fleet.containers) - rows} more", "dim"))
         return Group(*page)
@@ -159,7 +159,7 @@ def period_document(period: Period, filter_: FleetFilter) -> dict[str, Any]:
         "since": _format_time(before.at),
         "until": _format_time(after.at),
         "sources": [
-            {"since": _source_document(first), "until": _source_document(second)}
+            {"since": _source_document(first, before.at), "until": _source_document(second, after.at)}
             for first, second in zip(before.sources, after.sources, strict=True)
         ],
         **{
@@ -178,23 +178,20 @@ def period_document(period: Period, filter_: FleetFilter) -> dict[str, Any]:
     }
 
 
-def period_table(period: Period, filter_: FleetFilter, *, short: bool) -> Table:
-    """Return the table of what started and ended in a period."""
-    cells = [
-        (
-            _group(run.container) or "-",
-            _name(run.container),
-            change,
-            _time_cell(run),
-            _exit_cell(run) if change == "ended" else "-",
-            run.source.host,
-            run.id,
-            run.container.image or "-",
-        )
-        for change, runs in _changes(period, filter_)
-        for run in runs
-    ]
-    return container_table.build_table(_PERIOD_COLUMNS, cells, short_ids=short)
+def period_cells(period: Period, filter_: FleetFilter) -> Iterator[list[str]]:
+    """Yield the cells of what started and ended in a period."""
+    for change, runs in _changes(period, filter_):
+        for run in runs:
+            yield [
+                _group(run.container) or "-",
+                _name(run.container),
+                change,
+                _time_cell(run),
+                _exit_cell(run) if change == "ended" else "-",
+                run.source.host,
+                run.id,
+                run.container.image or "-",
+            ]
 
 
 def period_notes(period: Period, filter_: FleetFilter) -> Iterator[str]:
@@ -209,13 +206,15 @@ def _changes(period: Period, filter_: FleetFilter) -> Iterator[tuple[str, list[R
         yield name, [run for run in runs if filter_.selects(run.source, run.container)]
 
 
-def _unknown(source: PastSource) -> Iterator[str]:
+def _unknown(source: PastSource, at: datetime) -> Iterator[str]:
     info = source.info
     yield from source.unknown
     if info.retired is not None or info.watermark.year == 1:  # ended, or without any record
         return
     if info.stale:
         yield f"stale, silent since {_format_time(info.watermark)}: the state of its containers is unknown"
+    if info.stale is None and at - info.watermark > STALE_MINIMUM:
+        yield f"no heartbeats: whether it is stale, silent since {_format_time(info.watermark)}, cannot be known"
     if info.failed_namespaces:
         yield f"namespaces that could not be listed: {', '.join(info.failed_namespaces)}"
     if info.missing:
@@ -230,7 +229,7 @@ def _identity(container: Running | Run) -> dict[str, Any]:
     return {**container.source._asdict(), "id": container.id}
 
 
-def _source_document(source: PastSource) -> dict[str, Any]:
+def _source_document(source: PastSource, at: datetime) -> dict[str, Any]:
     info = source.info
     return {
         **info.source._asdict(),
@@ -239,7 +238,7 @@ def _source_document(source: PastSource) -> dict[str, Any]:
         "stale": info.stale,
         "complete": info.complete,
         "retired": msgspec.to_builtins(info.retired),
-        "unknown": list(_unknown(source)),
+        "unknown": list(_unknown(source, at)),
     }
 
 

@@ -48,6 +48,8 @@ def create_reader(target: str, start_position: StartPosition, config: str | None
     from bridge.core.errors import FatalError
 
     if target == "-":
+        if sys.stdin is None:
+            raise CommandError("standard input is closed; redirect a file or a pipe to it")
         return StdinReader()
     settings = resolve(target, config)
     if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):

@@ -67,7 +67,7 @@ class Screen:
         columns = (
             container_table.COLUMNS if width >= _WIDE_TABLE_WIDTH else container_table.COLUMNS[:_NARROW_TABLE_COLUMNS]
         )
-        containers: list[RenderableType] = [container_table.build(shown, short_ids=True, columns=columns)]
+        containers: list[RenderableType] = [container_table.build(shown, columns=columns)]
         if len(shown) < len(rows):
             containers.append(_styled_text(f"and {len(rows) - len(shown)} more", "dim"))
         last_events = [Text(), _styled_text("LAST EVENTS", "bold"), *map(_format_event, events)]

@@ -95,6 +95,7 @@ class FileReader:
         files = _RotatedFiles(self._path)
         try:
             await worker.run(lambda: files.open_start(self._start_position))
+            yield ()  # the file is open, although it may be empty
             while True:
                 await worker.run(files.read)
                 if files.messages is not None:

@@ -64,10 +64,13 @@ class PastState:
         """Return what is known of each source."""
         return [PastSource(state.info(source), state.unknown()) for source, state in self._sources.items()]
 
-    def is_complete(self, source: Source) -> bool:
-        """Return whether the containers of a source at the moment are known exactly."""
-        state = self._sources.get(source)
-        return state is not None and state.info(source).complete and not state.unknown()
+    def complete_sources(self) -> dict[Source, tuple[str, ...]]:
+        """Return the sources whose containers are known exactly, except in the namespaces that could not be listed."""
+        return {
+            each.info.source: each.info.failed_namespaces
+            for each in self.sources()
+            if each.info.complete and not each.unknown
+        }
 
 
 class _SourceAtMoment:
@@ -181,19 +184,26 @@ class Period:
 
         A run that is not in ``before`` and has no ``started`` record was noticed by a snapshot.
         """
-        before = _runs(self.before)
+        before, complete = _runs(self.before), self.before.complete_sources()
         noticed = {
             key: run
             for key, run in _runs(self.after).items()
-            if key not in before and key not in self._started and self.before.is_complete(run.source)
+            if key not in before
+            and key not in self._started
+            and run.source in complete
+            and run.container.namespace not in complete[run.source]
         }
         return _sorted([*self._started.values(), *noticed.values()])
 
     def ended(self) -> list[Run]:
         """Return the runs that have ended; also those that are not there any more without a record of their exit."""
-        after = _runs(self.after)
-        gone = {key: run for key, run in _runs(self.before).items() if key not in after and key not in self._ended}
-        return _sorted([*self._ended.values(), *gone.values()])
+        after, ran = _runs(self.after), self._started | _runs(self.before)
+        gone = [
+            run._replace(at=None, noticed_at=None)
+            for key, run in ran.items()
+            if key not in after and key not in self._ended
+        ]
+        return _sorted([*self._ended.values(), *gone])
 
 
 def _runs(state: PastState) -> dict[tuple[Source, str, str], Run]:
@@ -204,4 +214,4 @@ def _runs(state: PastState) -> dict[tuple[Source, str, str], Run]:
 
 
 def _sorted(runs: list[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: (run.at or run.noticed_at or "", run.source, run.id))
+    return sorted(runs, key=lambda run: (parse_time(run.at or run.noticed_at or ""), run.source, run.id))

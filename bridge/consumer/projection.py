@@ -3,8 +3,9 @@
 Invariant: the result depends only on the set of received records, not on their order or on duplicates. For each
 container the record with the highest position applies, unless a completed snapshot that started after this record does
 not contain the container. A snapshot is applied once all of its records have arrived, and ignored if some are lost.
-A consumer that starts late is therefore consistent after the next completed snapshot. The exception is a retired
-source, for which order matters: a later record that has arrived before proves that the source is alive.
+A consumer that starts late is therefore consistent after the next completed snapshot. There are two exceptions, for
+which order matters: a later record that has arrived before a retirement proves that the source is alive, and a record
+that arrives after a loss of its position counts as a repetition.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class SavedSource(Struct, frozen=True, omit_defaults=True):
     retired: Retired | None = None
     digests: list[tuple[Position, int]] = []
     altered: list[Position] = []
+    heartbeat_position: Position = (0, 0)
 
 
 class SourceProjection:
@@ -125,6 +127,7 @@ class SourceProjection:
         self._snapshot_start: Position | None = None  # of the last complete snapshot
         self._failed_namespaces: tuple[str, ...] = ()
         self._last_record_at = self._last_heartbeat_at = ""
+        self._heartbeat_position = _ORIGIN
         self._heartbeat_interval: float | None = None
         self._digests: dict[Position, int] = {}  # of the last new records
         self._altered: list[Position] = []
@@ -233,6 +236,7 @@ class SourceProjection:
             self.retired,
             list(self._digests.items()),
             self._altered,
+            self._heartbeat_position,
         )
 
     @classmethod
@@ -253,6 +257,7 @@ class SourceProjection:
         projection.retired = saved.retired
         projection._digests = dict(saved.digests)
         projection._altered = saved.altered
+        projection._heartbeat_position = saved.heartbeat_position
         return projection
 
     def _accept(self, record: DecodedRecord, position: Position, data: bytes) -> bool:
@@ -286,9 +291,11 @@ class SourceProjection:
         """Apply a record that has the position of the last one before it."""
         if record.type == "heartbeat":
             self._deduplicator.expect(position)
-            if record.heartbeat:
-                self._heartbeat_interval = record.heartbeat.interval
-            self._last_heartbeat_at = record.timestamp
+            latest = (self._heartbeat_position, self._last_heartbeat_at)
+            if (position, record.timestamp) >= latest:  # otherwise it is a repetition, or was overtaken
+                self._heartbeat_position, self._last_heartbeat_at = position, record.timestamp
+                if record.heartbeat:
+                    self._heartbeat_interval = record.heartbeat.interval
             return None
         if position < self._position or (position == self._position and self.retired is not None):
             return None  # the source is alive, or this is a repetition

@@ -28,8 +28,9 @@ def printable_json(document: str) -> str:
 
     JSON allows DEL, C1, invisible and direction-changing characters in strings without an escape.
     """
-    # Without the quotes, because these characters occur only inside of strings.
-    return _escape(document, "\n", lambda character: json.dumps(character)[1:-1])
+    # By line, because a printable one needs no work. Without quotes: these characters occur only inside of strings.
+    lines = document.split("\n")
+    return "\n".join(_escape(line, "", lambda character: json.dumps(character)[1:-1]) for line in lines)
 
 
 def one_line(text: object) -> str:

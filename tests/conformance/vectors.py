@@ -165,13 +165,14 @@ def unknown_types_and_fields() -> _Result:
     return lines, Expected((E1, 5), {"a": (run(101), True)})
 
 
-@vector(invalid=6)
+@vector(invalid=8)
 def foreign_messages() -> _Result:
     """Messages that are no records, or records of another major version, are skipped and counted."""
     node = Bridge()
     start, other, exited = node.snapshot(), node.start("a", 101), node.start("b", 102)
     foreign = [b"hello", b"{}", edited(other, version=2), other.data[:100]]
-    foreign += [edited(other, host=None), edited(other, epoch=None)]
+    foreign += [edited(exited, host=None), edited(exited, epoch=None)]
+    foreign += [edited(exited, container="x"), edited(exited, snapshot=7)]
     return [*flat(start, other), *foreign, exited.data], Expected(
         (E1, 4), {"a": (run(101), False), "b": (run(102), False)}
     )
@@ -319,6 +320,14 @@ def loss_after_its_record() -> _Result:
     node = Bridge()
     snapshot, start = node.snapshot(), node.start("a", 101)
     return flat(snapshot, start, node.lost(start), node.pause("a", 101)), Expected((E1, 4), {"a": (run(101), True)})
+
+
+@vector()
+def loss_before_its_record() -> _Result:
+    """A record that arrives after a loss of its position counts as a repetition."""
+    node = Bridge()
+    snapshot, start = node.snapshot(), node.start("a", 101)
+    return flat(snapshot, node.lost(start), start), Expected((E1, 3), {}, complete=False)
 
 
 @vector(ordered=False)

@@ -100,7 +100,7 @@ def _states(states: list[str]) -> list[str]:
 
 def _moments(at: str | None, diff: tuple[str, str] | None) -> list[datetime]:
     """Return the moments of --at or --diff, in order."""
-    option, texts = ("--diff", diff) if diff else ("--at", (at,) if at else ())
+    option, texts = ("--diff", diff) if diff else ("--at", () if at is None else (at,))
     moments = [options.parse_moment(option, each) for each in texts]
     if any(each > datetime.now(UTC) for each in moments):
         raise CommandError(f"{option}: a moment is in the future", exit_status=WRONG_USAGE)
@@ -143,20 +143,24 @@ async def _print(reader: Reader, filter_: FleetFilter, moments: list[datetime], 
         raise CommandError.from_error(error) from error
     if not count:
         raise CommandError("there are no records: nothing is known")
+    is_terminal = output.is_terminal()
     if not isinstance(state, State):
         _check_begin(state.before if isinstance(state, Period) else state)
-    is_terminal = output.is_terminal()
     if isinstance(state, Period):
-        document, notes = fleet_view.period_document(state, filter_), fleet_view.period_notes(state, filter_)
-        table = fleet_view.period_table(state, filter_, short=is_terminal)
+        if as_json:
+            output.write_json(fleet_view.period_document(state, filter_))
+            return
+        columns, lines = fleet_view.PERIOD_COLUMNS, fleet_view.period_cells(state, filter_)
+        notes = fleet_view.period_notes(state, filter_)
     else:
         view = fleet_view.Fleet.of(state, filter_)
-        document, notes, table = view.document(), view.notes(), view.table(short=is_terminal)
-    if as_json:
-        output.write_json(document)
-    else:
-        output.write(container_table.draw(table, terminal=is_terminal))
-        print_error(*notes)
+        if as_json:
+            output.write_json(view.document())
+            return
+        columns, lines = fleet_view.COLUMNS, view.cells(short=is_terminal)
+        notes = view.notes()
+    output.write(container_table.draw(columns, lines, terminal=is_terminal))
+    print_error(*notes)
 
 
 def _check_begin(state: PastState) -> None:

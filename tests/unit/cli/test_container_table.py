@@ -93,3 +93,16 @@ def test_table_does_not_color_name_equal_to_status(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("NO_COLOR", raising=False)
     page = container_table.render([container_info("x", name="running")], terminal=True, width=200)
     assert page.count("\x1b[32m") == 1
+
+
+def test_table_aligns_wide_characters() -> None:
+    """They take two columns of a terminal."""
+    containers = [container_info("a", name="船"), container_info("b", name="boat")]
+    _, first, second = container_table.render(containers, terminal=False).split("\n")
+    assert first.startswith("b   boat  -        web")
+    assert second.startswith("a   船    -        web")
+
+
+def test_table_does_not_wrap_longest_name() -> None:
+    lines = container_table.render([container_info("a", name="x" * 200_000)], terminal=False).split("\n")
+    assert [cells(line)[1] for line in lines] == ["NAME", "x" * 200_000]

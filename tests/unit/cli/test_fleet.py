@@ -144,9 +144,35 @@ def test_fleet_before_topic_begins_fails(options: tuple[str, ...], message: str,
 
 
 @pytest.mark.real_time
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--at", ""), "--at: invalid value ''"),
+        (("--diff", "", "1h"), "--diff: invalid value ''"),
+        (("--diff", "1h", "2h"), "the first moment must be before the second one"),
+        (("--at", "9000-01-01"), "--at: a moment is in the future"),
+        (("--at", "1h", "--diff", "2h", "1h"), "--diff cannot be combined with --at"),
+    ],
+)
+def test_fleet_fails_at_impossible_moment(options: tuple[str, ...], message: str, fleet: Run) -> None:
+    status, out, error = fleet(topic(), "--json", *options)
+    assert (status, out) == (2, "")
+    assert message in error
+
+
+@pytest.mark.real_time
 @pytest.mark.parametrize("options", [("--once",), ("--json",), ("--at", "1h")])
 def test_fleet_of_empty_topic_fails(options: tuple[str, ...], fleet: Run) -> None:
     assert fleet([], *options) == (1, "", "whalebridge: there are no records: nothing is known\n")
+
+
+@pytest.mark.parametrize("command", [["fleet", "-", "--once"], ["audit", "-"], ["tail", "-"]])
+def test_closed_standard_input_is_no_empty_topic(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)  # as Python sets it
+    assert execute(command) == 1
+    assert capsys.readouterr().err == "whalebridge: standard input is closed; redirect a file or a pipe to it\n"
 
 
 @pytest.mark.real_time

@@ -72,6 +72,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "events.jsonl"
 
 
+async def test_file_reader_says_that_empty_file_is_open(path: Path) -> None:
+    """Readers that follow would otherwise show nothing until the first record."""
+    path.touch()
+    async with aclosing(
+        FileReader(str(path), Writer(path), start_position="beginning", follow=True).batches()
+    ) as batches:
+        assert not await anext(batches)
+
+
 async def test_file_reader_reads_rotated_files_first(path: Path) -> None:
     path.write_bytes(b"five\nsix")
     for number, text in ((1, b"four\n"), (2, b"three\n"), (10, b"one\ntwo\n")):

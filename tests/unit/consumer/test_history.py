@@ -122,10 +122,10 @@ def test_past_state_within_gap_is_unknown_for_containers_that_changed() -> None:
         f"when c has started: between {since} and 2026-11-25T19:46:44Z (reconnect)",
         f"containers that ran only between {since} and 2026-11-25T19:46:44Z (reconnect)",
     ]
-    assert not state.is_complete(SOURCE)
+    assert SOURCE not in state.complete_sources()
     before = state_at(at(3), topic)  # before the gap
     assert {each.id: each.stale for each in before.containers()} == {"a": False, "b": False}
-    assert before.is_complete(SOURCE)
+    assert SOURCE in before.complete_sources()
 
 
 def test_past_state_before_first_record_says_when_records_begin() -> None:
@@ -179,7 +179,7 @@ def test_past_state_is_incomplete_if_earlier_records_are_missing() -> None:
     topic = decoded(first, missing_before, node.start("d", 104))
     state = state_at(at(2.5), topic)
     assert state.sources()[0].info.missing == [(E1, 4, 4)]
-    assert not state.is_complete(SOURCE)
+    assert SOURCE not in state.complete_sources()
     assert state_at(at(5.5), topic).sources()[0].info.missing == [(E1, 4, 4), (E1, 6, 6)]
 
 
@@ -221,3 +221,42 @@ def test_period_after_unknown_begin_has_only_recorded_starts() -> None:
         period.apply(record)
     assert [each.id for each in period.started()] == ["new"]
     assert period.ended() == []
+
+
+def test_period_omits_starts_in_namespaces_not_listed_before() -> None:
+    """What a namespace had that could not be listed may have run before."""
+    node = Bridge()
+    topic = decoded(
+        node.snapshot(failed=["shop"]), node.snapshot(("a", 101), ("shop/a", 102), reason="filters_changed")
+    )
+    period = Period(at(1), at(10))
+    for record in topic:
+        period.apply(record)
+    assert names(period.started()) == [("a", run(101), None)]
+
+
+def test_period_sorts_by_time() -> None:
+    node = Bridge()
+    first, second = node.start("first", 101), node.start("second", 102)
+    times = {"first": "2026-11-25T19:46:45Z", "second": "2026-11-25T19:46:45.250Z"}
+    topic = decoded(
+        node.snapshot(), edited(second, start={"at": times["second"]}), edited(first, start={"at": times["first"]})
+    )
+    period = Period(at(0), at(60))
+    for record in topic:
+        period.apply(record)
+    assert [each.id for each in period.started()] == ["first", "second"]
+
+
+def test_period_ends_run_that_started_in_it_and_is_gone() -> None:
+    """The record of its exit was lost."""
+    node = Bridge()
+    topic = decoded(
+        node.snapshot(), node.start("brief", 101), node.lost(node.exit("brief", 101)), node.snapshot(reason="overflow")
+    )
+    period = Period(at(0), at(60))
+    for record in topic:
+        period.apply(record)
+    assert names(period.started()) == [("brief", run(101), "2026-11-25T19:46:42Z")]
+    assert names(period.ended()) == [("brief", run(101), None)]
+    assert period.ended()[0].noticed_at is None

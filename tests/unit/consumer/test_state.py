@@ -127,6 +127,30 @@ def test_source_is_stale_after_three_heartbeat_intervals() -> None:
     assert [info(state, minimum + timedelta(seconds=each)).stale for each in (0, 1)] == [False, True]
 
 
+def test_latest_heartbeat_counts_in_any_order(tmp_path: Path) -> None:
+    """Inputs may be merged, and read again from an earlier position."""
+    at = int(AT.timestamp())
+    early, late, after_record = (
+        heartbeat_record(record(sequence), (at + seconds) * 10**9, 1, interval).data
+        for sequence, seconds, interval in ((3, 60, 60.0), (3, 120, 30.0), (4, 100, 20.0))
+    )
+    for heartbeats, seconds, interval in (
+        ((late, early), 120, 30.0),
+        ((early, late), 120, 30.0),
+        ((after_record, late, early), 100, 20.0),  # the clock was set back
+    ):
+        state = State()
+        for number, each in enumerate(heartbeats):
+            state.apply(*decode(each))
+            if number == 0:
+                state.save(tmp_path / "state")
+                state = State.load(tmp_path / "state")
+        watermark = datetime.fromtimestamp(at + seconds, UTC)
+        assert info(state).watermark == watermark
+        stale_after = watermark + timedelta(seconds=max(60.0, 3 * interval))
+        assert [info(state, stale_after + timedelta(seconds=each)).stale for each in (0, 1)] == [False, True]
+
+
 @pytest.mark.parametrize(("interval", "stale"), [(1e300, False), (-1e300, True)])
 def test_heartbeat_with_impossible_interval_is_harmless(interval: float, *, stale: bool) -> None:
     state = State()
