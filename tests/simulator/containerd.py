@@ -263,7 +263,10 @@ class SimulatedContainerd:
 
     async def _cri_status(self, request: cri_pb2.ContainerStatusRequest, _: str) -> Message | bytes:
         self._require_cri()
-        container = self.state.container(ContainerKey("k8s.io", request.container_id))
+        key = ContainerKey("k8s.io", request.container_id)
+        if key in self.faults.hung_records:
+            await asyncio.Event().wait()
+        container = self.state.container(key)
         if CRI_KIND_LABEL not in container.labels:
             raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f"container {container.id} not found")
         response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
