@@ -8,7 +8,7 @@ on without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import structlog
@@ -165,20 +165,21 @@ class CRI:
         sandboxes = {each.pod.uid for each in containers.values() if each.kind == "sandbox" and each.pod is not None}
         incomplete = [each for each in containers.values() if each.pod is not None and each.pod.uid not in sandboxes]
         if incomplete or not self._lists_pods:
-            labels = await self._pod_labels(CALL_SECONDS if self._lists_pods else _PROBE_SECONDS)
+            uids = {each.pod.uid for each in incomplete if each.pod is not None}
+            labels = await self._pod_labels(uids, CALL_SECONDS if self._lists_pods else _PROBE_SECONDS)
             containers.update((each.key, _with_pod_labels(each, labels)) for each in incomplete)
 
     async def with_pod_labels(self, metadata: Metadata) -> Metadata:
         """Return the metadata of a container with the labels of its pod, unless CRI has failed to list pods."""
         if metadata.pod is None or not self._lists_pods:
             return metadata
-        return _with_pod_labels(metadata, await self._pod_labels(POD_SECONDS, metadata.pod.uid))
+        return _with_pod_labels(metadata, await self._pod_labels({metadata.pod.uid}, POD_SECONDS))
 
-    async def _pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
+    async def _pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
         if not self._responds:
             return {}
         try:
-            labels = await self._client.pod_labels(seconds, uid)
+            labels = await self._client.pod_labels(uids, seconds)
         except BridgeError as error:
             if self._lists_pods:
                 _log.warning("cri_pods_unavailable", error=str(error))

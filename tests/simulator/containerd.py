@@ -207,9 +207,7 @@ class SimulatedContainerd:
 
     async def _containers(self, _: object, namespace: str) -> bytes:
         response = b"".join(self._encoded_containers(namespace))
-        if len(response) > MAX_MESSAGE_BYTES:
-            details = f"trying to send message larger than max ({len(response)} vs. {MAX_MESSAGE_BYTES})"
-            raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+        _check_size(len(response))
         return response
 
     async def _containers_stream(self, _: object, namespace: str) -> AsyncIterator[bytes]:
@@ -285,7 +283,9 @@ class SimulatedContainerd:
             )
             for number, pod in enumerate(pods, 1)
         ]
-        return cri_pb2.ListPodSandboxResponse(items=reversed(items))
+        response = cri_pb2.ListPodSandboxResponse(items=reversed(items))
+        _check_size(response.ByteSize())
+        return response
 
     def _require_cri(self) -> None:
         if not self.state.has_cri:
@@ -311,6 +311,12 @@ class SimulatedContainerd:
             self.state.listeners.remove(queue.put_nowait)
         if self._server is None:
             raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the simulator is stopping")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_MESSAGE_BYTES:
+        details = f"trying to send message larger than max ({size} vs. {MAX_MESSAGE_BYTES})"
+        raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
 
 
 def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool]:

@@ -131,7 +131,7 @@ async def test_metadata_of_replaced_containerd_has_no_excluded_label() -> None:
     labels_of_pod = {**client.state.container(WEB).labels, "tier": "front"}
     reading, reached = asyncio.Event(), asyncio.Event()
 
-    async def wait(_: str) -> None:
+    async def wait(_: object) -> None:
         reading.set()
         await reached.wait()
 
