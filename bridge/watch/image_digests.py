@@ -1,9 +1,9 @@
 """Digests that the names of images pointed to when containers were created, from containerd's image service.
 
-A digest is certain only after a call that begins after the container was created. What was read before would not do, even
-if no event reports a change of the image since then: containerd publishes an event after the change, and the event of a
-container's creation may overtake that of an earlier change of its image (measured with containerd 1.6 and 2.4, an image
-that changes all the time, and two clients that create containers: about once in 300 to 500 creations).
+A digest is certain only from a call that begins after the container was created. What was read before would not do,
+even if no event reports a change of the image since then: containerd publishes an event after the change, and the event
+of a container's creation may overtake that of an earlier change of its image (measured with containerd 1.6 and 2.4, an
+image that changes all the time, and two clients that create containers: about once in 300 to 500 creations).
 """
 
 from __future__ import annotations
