@@ -2,8 +2,7 @@
 
 A digest is certain only from a call that begins after the container was created. What was read before would not do,
 even if no event reports a change of the image since then: containerd publishes an event after the change, and the event
-of a container's creation may overtake that of an earlier change of its image (measured with containerd 1.6 and 2.4, an
-image that changes all the time, and two clients that create containers: about once in 300 to 500 creations).
+of a container's creation may overtake that of an earlier change of its image (docs/performance.md, "Measured once").
 """
 
 from __future__ import annotations
