@@ -178,7 +178,7 @@ def test_audit_takes_linear_time_for_many_epochs() -> None:
 
     def seconds(epochs: int) -> float:
         collected: list[Record] = []
-        previous = None
+        previous: tuple[int, int] | None = None
         for epoch in range(1, epochs + 1):
             ids = [f"web-{epoch}"] if epoch % 2 else []  # the next snapshot does not have it
             collected += (records := snapshot(1, *ids, epoch=epoch, previous=previous))
