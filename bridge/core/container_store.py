@@ -145,7 +145,8 @@ class ContainerStore:
             metadata = replace(metadata, pod_labels=known.pod_labels)
         if metadata != known:
             self._changed[metadata.key] = True
-        entry.metadata, entry.deleted = metadata, False
+            entry.metadata = metadata
+        entry.deleted = False
         self._index_sandbox(metadata)
 
     def set_deleted(self, entry: ContainerState) -> None:
