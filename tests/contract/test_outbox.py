@@ -127,13 +127,6 @@ async def test_canceled_append_is_stored_once(make_outbox: OutboxFactory) -> Non
     assert sequences(await read_all(outbox)) == [1, 2, 3, 4]
 
 
-async def test_commits_are_counted(make_outbox: OutboxFactory) -> None:
-    outbox, factory = await make_outbox(), RecordFactory()
-    for _ in range(3):
-        await outbox.append(factory.started_records(2))
-    assert outbox.commits.cumulative()[-1] == 3
-
-
 async def test_append_without_records_keeps_depth_zero(make_outbox: OutboxFactory) -> None:
     outbox = await make_outbox()
     await outbox.append([], {"key": b"value"})
