@@ -48,10 +48,13 @@ image: setup ## build the image whalebridge:VERSION and its SBOM, build/whalebri
 	    print(*(f.read_text() for f in sorted(pathlib.Path('/var/lib/dpkg/status.d').iterdir())), sep='\n')" \
 	    | $(BIN)/python deploy/sbom.py build/whalebridge.cdx.json
 
+dist: setup ## build the files of a release in dist/: wheel, source, chart, SBOM, man page, completions, checksums
+	@$(BIN)/python deploy/dist.py $(ARGS)
+
 chart: setup ## regenerate the chart's schema, README and copied files
 	$(BIN)/python $(CHART)
 
-.PHONY: test-kubernetes image chart
+.PHONY: test-kubernetes image dist chart
 
 bench: setup testbed ## compare whalebridge with `ctr events | kcat -P`: loss, time, CPU, latency, memory
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -133,6 +133,7 @@ TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
 
 UNTESTED = {
     r"make test": "it runs these tests",
+    r"make dist": "tests/integration/test_install.py builds a release",
     r"make bench( ARGS=\"--json\")?": "takes five minutes; tested by make test-long",
     r"make newcomer": "it installs one Debian per line",
     r"(export PIP_INDEX_URL=|make image\b).*": "it downloads; tests/kubernetes/test_image.py builds it",
