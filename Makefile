@@ -15,7 +15,10 @@ help: ## show this help
 
 setup: .venv/installed ## install whalebridge, all sinks and the test tools into .venv (editable)
 
-run: setup ## publish events of the local containerd, or of a private one, to stdout (ARGS: --nats, --kafka)
+.PHONY: setup-runtime
+setup-runtime: .venv/runtime ## install only what `make run` needs into .venv
+
+run: setup-runtime ## publish events of the local containerd, or of a private one, to stdout (ARGS: --nats, --kafka)
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: setup testbed ## run all tests, with real containerd, Kafka and NATS (repeated faults at a reduced count)
@@ -104,17 +107,30 @@ lock: setup ## regenerate requirements.lock from pyproject.toml, and the image's
 	    --output-file=deploy/requirements-build.lock deploy/requirements-build.in
 
 # Messages go to standard error, because `make run` writes events to standard output.
-.venv/installed: requirements.lock pyproject.toml
+.venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "Python 3.11 or newer is required; install it, or select one: make setup PYTHON=python3.12"; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3-venv || { \
+	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive && \
+	    { apt-get install -qy --no-install-recommends python3-venv || { \
+	    apt-get update -q && apt-get install -qy --no-install-recommends python3-venv; }; } || { \
 	    echo "$(PYTHON) cannot create virtual environments; run: sudo apt-get install python3-venv"; exit 1; } } >&2
+	@$(PYTHON) -m venv --clear .venv >&2
+
+# The lock files are complete. A resolver would reject requirements.lock (coverage[toml]) as soon as a newer version exists.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation
+
+# requirements-build.lock comes first: it has the pip that installs the others, three times as fast as Debian 12's.
+# Python compiles the modules that it imports; pip would compile all.
+.venv/runtime: deploy/requirements-build.lock deploy/requirements-runtime.lock | .venv/bin/pip
+	@echo "setup: installing the packages that whalebridge needs into .venv ..." >&2
+	@$(INSTALL) --no-compile --require-hashes -r deploy/requirements-build.lock >&2
+	@$(INSTALL) --no-compile --require-hashes -r deploy/requirements-runtime.lock >&2
+	@touch $@
+
+.venv/installed: .venv/runtime requirements.lock pyproject.toml
 	@echo "setup: installing whalebridge and its tools into .venv ..." >&2
-	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv >&2
-	@# The lock file is complete. A resolver would reject it (coverage[toml]) as soon as a newer version exists.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock >&2
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
+	@$(INSTALL) --require-hashes -r requirements.lock >&2
+	@$(INSTALL) -e . >&2
 	@$(BIN)/pip check --quiet --disable-pip-version-check >&2
 	@touch $@
