@@ -16,7 +16,7 @@ help: ## show this help
 setup: .venv/installed ## install whalebridge, all sinks and the test tools into .venv (editable)
 
 .PHONY: setup-runtime
-setup-runtime: .venv/runtime ## install only what `make run` needs into .venv
+setup-runtime: .venv/runtime ## install whalebridge and all sinks into .venv, without the test tools
 
 run: setup-runtime ## publish events of the local containerd, or of a private one, to stdout (ARGS: --nats, --kafka)
 	@$(BIN)/python -m examples.demo $(ARGS)
@@ -39,15 +39,20 @@ fuzz: setup ## fuzz everything that parses bytes of other programs, on all cores
 test-kubernetes: setup testbed-kubernetes ## test the image and the Helm chart on a real Kubernetes node
 	$(BIN)/pytest tests/kubernetes $(ARGS)
 
-image: VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
-image: setup ## build the image whalebridge:VERSION and its SBOM, build/whalebridge.cdx.json (needs Docker)
-	docker build --file deploy/Dockerfile --tag whalebridge:$(VERSION) --build-arg VERSION=$(VERSION) \
+VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
+IMAGE ?= whalebridge:$(VERSION)
+image: ## build the image whalebridge:VERSION and its SBOM, build/whalebridge.cdx.json (needs Docker)
+	docker build --file deploy/Dockerfile --tag $(IMAGE) --build-arg VERSION=$(VERSION) \
 	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
 	    --build-arg CREATED=$$(git show --no-patch --format=%cI HEAD 2>/dev/null || echo 1970-01-01T00:00:00Z) $(ARGS) .
+	@$(MAKE) --no-print-directory image-sbom
+
+.PHONY: image-sbom
+image-sbom: setup
 	@mkdir -p build
 	$(BIN)/cyclonedx-py requirements deploy/requirements-runtime.lock --pyproject pyproject.toml \
 	    --mc-type application --output-reproducible --output-file build/whalebridge.cdx.json
-	docker run --rm --network none --entrypoint python3.13 whalebridge:$(VERSION) -ISc "import pathlib; \
+	docker run --rm --network none --entrypoint python3.13 $(IMAGE) -ISc "import pathlib; \
 	    print(*(f.read_text() for f in sorted(pathlib.Path('/var/lib/dpkg/status.d').iterdir())), sep='\n')" \
 	    | $(BIN)/python deploy/sbom.py build/whalebridge.cdx.json
 
@@ -122,15 +127,15 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no
 
 # requirements-build.lock comes first: it has the pip that installs the others, three times as fast as Debian 12's.
 # Python compiles the modules that it imports; pip would compile all.
-.venv/runtime: deploy/requirements-build.lock deploy/requirements-runtime.lock | .venv/bin/pip
-	@echo "setup: installing the packages that whalebridge needs into .venv ..." >&2
+.venv/runtime: deploy/requirements-build.lock deploy/requirements-runtime.lock pyproject.toml | .venv/bin/pip
+	@echo "setup: installing whalebridge into .venv ..." >&2
 	@$(INSTALL) --no-compile --require-hashes -r deploy/requirements-build.lock >&2
 	@$(INSTALL) --no-compile --require-hashes -r deploy/requirements-runtime.lock >&2
+	@$(INSTALL) -e . >&2
 	@touch $@
 
-.venv/installed: .venv/runtime requirements.lock pyproject.toml
-	@echo "setup: installing whalebridge and its tools into .venv ..." >&2
+.venv/installed: .venv/runtime requirements.lock
+	@echo "setup: installing the test tools into .venv ..." >&2
 	@$(INSTALL) --require-hashes -r requirements.lock >&2
-	@$(INSTALL) -e . >&2
 	@$(BIN)/pip check --quiet --disable-pip-version-check >&2
 	@touch $@
