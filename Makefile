@@ -82,6 +82,11 @@ lint: setup protos-check docs-check ## check format, types, imports, terminology
 testbed: ## install what the tests need (containerd 1.6 and 2.4, nerdctl, Docker, ...) into a cache outside the checkout
 	@$(PYTHON) -m tests.testbed install
 
+.PHONY: site
+SITE := build/site-venv
+site: $(SITE)/installed ## build the documentation as a web site in build/site, and check all of its links
+	$(SITE)/bin/mkdocs build --quiet --strict --config-file deploy/site/mkdocs.yml
+
 .PHONY: testbed-kubernetes
 testbed-kubernetes: testbed ## install what test-kubernetes needs: Helm and a Kubernetes node (takes minutes to build)
 	@$(PYTHON) -m tests.testbed install debian-13 helm kubernetes
@@ -100,7 +105,7 @@ docs-check: setup
 	$(BIN)/python -m config.reference_docs docs/configuration.md --check
 	$(BIN)/python -m tests.state_machine_table --check
 
-lock: setup ## regenerate requirements.lock from pyproject.toml, and the image's lock files
+lock: setup ## regenerate requirements.lock from pyproject.toml, and the lock files of image and site
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \
 	    --no-emit-trusted-host --no-emit-find-links --output-file=requirements.lock pyproject.toml
 	@# The image's lock files, for runtime and build, pin the same versions.
@@ -110,6 +115,9 @@ lock: setup ## regenerate requirements.lock from pyproject.toml, and the image's
 	$(BIN)/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras \
 	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint requirements.lock \
 	    --output-file=deploy/requirements-build.lock deploy/requirements-build.in
+	$(BIN)/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
+	    --output-file=deploy/site/requirements.lock deploy/site/requirements.in
 
 # Messages go to standard error, because `make run` writes events to standard output.
 .venv/bin/pip:
@@ -138,4 +146,11 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no
 	@echo "setup: installing the test tools into .venv ..." >&2
 	@$(INSTALL) --require-hashes -r requirements.lock >&2
 	@$(BIN)/pip check --quiet --disable-pip-version-check >&2
+	@touch $@
+
+# The tools of the site have an environment of their own.
+$(SITE)/installed: .venv/runtime deploy/site/requirements.lock
+	@$(PYTHON) -m venv --clear --without-pip $(SITE)
+	@$(BIN)/pip --python $(SITE)/bin/python install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	    -r deploy/site/requirements.lock
 	@touch $@
