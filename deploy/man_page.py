@@ -29,7 +29,7 @@ Configuration, unless \\fB\\-\\-config\\fR names another file. The command line 
 Success.
 .TP
 1
-The command failed, or what was asked for was not found or is ambiguous.
+The command failed, or an argument names nothing or more than one thing.
 .TP
 2
 Wrong usage or configuration.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bridge import __version__
 from tests.documentation import ROOT
 from tests.testbed.install import search_path
 from tests.testbed.process import run
@@ -39,3 +40,8 @@ def test_workflow_run_targets_and_arguments_exist(path: Path) -> None:
     passed = [line for step in steps for line in step.get("with", {}).get("build-args", "").splitlines()]
     assert {line.partition("=")[0] for line in passed} <= arguments
     assert bool(passed) == (path.name == "release.yml")
+
+
+def test_changelog_has_notes_for_release_of_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert "\n- " in changelog.partition(f"\n## [{__version__}]")[2].partition("\n## ")[0]
