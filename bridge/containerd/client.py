@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -41,6 +41,7 @@ from bridge.core.errors import BridgeError, TransientError, UnreachableError, Un
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Clock
+from bridge.task_groups import with_timeout
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -289,17 +290,29 @@ class ContainerdClient:
             raise _classified_cri_error(error) from error
         return decode.recorded_exit(key, response.status) if response.status.id == key.id else None
 
-    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
-        """Return the own labels of CRI's pods by uid, of all or of one; empty if there is no CRI. Errors as above."""
-        selector = [cri_pb2.Label(key=POD_UID_LABEL.encode(), value=uid.encode())] if uid else []
-        request = cri_pb2.ListPodSandboxRequest(filter={"label_selector": selector} if uid else None)
+    async def pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
+        """Return the own labels of CRI's pods by uid, at least of these; empty if there is no CRI. Errors as above.
+
+        Requests all pods in one message, and one by one if that message is too large, as annotations can make it.
+        """
+        selector = [cri_pb2.Label(key=POD_UID_LABEL.encode(), value=uid.encode()) for uid in uids]
+        single = len(selector) == 1
+        request = cri_pb2.ListPodSandboxRequest(filter={"label_selector": selector} if single else None)
         try:
             response = await self._call(methods.CRI_PODS, request, "", seconds)
         except RpcError as error:
             if error.code is StatusCode.UNIMPLEMENTED:
                 return {}
+            if error.code is StatusCode.RESOURCE_EXHAUSTED and not single:
+                return await with_timeout(lambda: self._pod_labels_of_each(uids, seconds), seconds, self._clock)
             raise _classified_cri_error(error) from error
         return decode.pod_labels(response, self.rules)
+
+    async def _pod_labels_of_each(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
+        labels: dict[str, Labels] = {}
+        for uid in uids:
+            labels |= await self.pod_labels([uid], seconds)
+        return labels
 
     def wait_calls(self) -> ContainerdWaitCalls:
         """Return calls that wait for exits; they are closed with the client."""

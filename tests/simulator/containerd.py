@@ -207,9 +207,7 @@ class SimulatedContainerd:
 
     async def _containers(self, _: object, namespace: str) -> bytes:
         response = b"".join(self._encoded_containers(namespace))
-        if len(response) > MAX_MESSAGE_BYTES:
-            details = f"trying to send message larger than max ({len(response)} vs. {MAX_MESSAGE_BYTES})"
-            raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+        _check_size(len(response))
         return response
 
     async def _containers_stream(self, _: object, namespace: str) -> AsyncIterator[bytes]:
@@ -263,7 +261,10 @@ class SimulatedContainerd:
 
     async def _cri_status(self, request: cri_pb2.ContainerStatusRequest, _: str) -> Message | bytes:
         self._require_cri()
-        container = self.state.container(ContainerKey("k8s.io", request.container_id))
+        key = ContainerKey("k8s.io", request.container_id)
+        if key in self.faults.hung_records:
+            await asyncio.Event().wait()
+        container = self.state.container(key)
         if CRI_KIND_LABEL not in container.labels:
             raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f"container {container.id} not found")
         response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
@@ -282,7 +283,9 @@ class SimulatedContainerd:
             )
             for number, pod in enumerate(pods, 1)
         ]
-        return cri_pb2.ListPodSandboxResponse(items=reversed(items))
+        response = cri_pb2.ListPodSandboxResponse(items=reversed(items))
+        _check_size(response.ByteSize())
+        return response
 
     def _require_cri(self) -> None:
         if not self.state.has_cri:
@@ -308,6 +311,12 @@ class SimulatedContainerd:
             self.state.listeners.remove(queue.put_nowait)
         if self._server is None:
             raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the simulator is stopping")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_MESSAGE_BYTES:
+        details = f"trying to send message larger than max ({size} vs. {MAX_MESSAGE_BYTES})"
+        raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
 
 
 def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool]:

@@ -363,7 +363,7 @@ class TestCRI:
     async def test_pod_labels_are_those_of_newest_sandbox_under_rules(
         self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        assert await client.pod_labels(5) == {}
+        assert await client.pod_labels((), 5) == {}
         containerd.state.has_cri = True
         names = {"io.kubernetes.pod.name": "web-0", "io.kubernetes.pod.namespace": "shop"}
         uid = "io.kubernetes.pod.uid"
@@ -373,10 +373,25 @@ class TestCRI:
             {"app": "db", uid: "u2"},
             {"app": "without uid"},
         ]
-        assert await client.pod_labels(5) == {"u1": {"app": "web"}, "u2": {"app": "db"}}
-        assert await client.pod_labels(5, "u2") == {"u2": {"app": "db"}}
+        assert await client.pod_labels((), 5) == {"u1": {"app": "web"}, "u2": {"app": "db"}}
+        assert await client.pod_labels(["u2"], 5) == {"u2": {"app": "db"}}
         client.rules = LabelRules((), (), ())
-        assert await client.pod_labels(5, "u2") == {"u2": {}}
+        assert await client.pod_labels(["u2"], 5) == {"u2": {}}
+
+    async def test_pods_are_requested_one_by_one_if_they_exceed_message(
+        self, containerd: SimulatedContainerd, client: ContainerdClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        containerd.state.has_cri = True
+        containerd.state.pods += [{"io.kubernetes.pod.uid": f"u{number}", "app": "web"} for number in range(20)]
+        monkeypatch.setattr("tests.simulator.containerd.MAX_MESSAGE_BYTES", 500)
+        assert await client.pod_labels(("u3", "u4", "u20"), 5) == {"u3": {"app": "web"}, "u4": {"app": "web"}}
+        assert await client.pod_labels((), 5) == {}
+        containerd.faults.hooks["RuntimeService.ListPodSandbox"] = lambda: containerd.faults.hang(
+            "RuntimeService.ListPodSandbox"
+        )
+        with pytest.raises(TransientError):
+            await client.pod_labels(("u3", "u4", "u5"), 0.2)
+        containerd.faults.release()
 
     @pytest.mark.parametrize(
         ("code", "error_type"),
@@ -398,7 +413,7 @@ class TestCRI:
         with pytest.raises(error_type):
             await client.recorded_exit(self.POD, 5)
         with pytest.raises(error_type):
-            await client.pod_labels(5)
+            await client.pod_labels(["u1"], 5)
 
     async def test_cri_call_times_out(self, containerd: SimulatedContainerd, client: ContainerdClient) -> None:
         containerd.faults.hang("RuntimeService.ListContainers")

@@ -107,9 +107,9 @@ class HookedClient(InProcessClient):
         await self._called("recorded_exit", key)
         return await super().recorded_exit(key, seconds)
 
-    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
-        await self._called("pod_labels", uid)
-        return await super().pod_labels(seconds, uid)
+    async def pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
+        await self._called("pod_labels", uids)
+        return await super().pod_labels(uids, seconds)
 
     async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         await self._called("wait_for_exit", key)
