@@ -55,10 +55,10 @@ def main() -> int:
 
 def commit_time() -> int:
     """Return SOURCE_DATE_EPOCH, or the time of the commit in seconds since 1970, or 0 outside of a checkout."""
-    if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
-        return int(epoch)
+    if (epoch := os.environ.get("SOURCE_DATE_EPOCH")) or not (ROOT / ".git").exists():
+        return int(epoch or 0)
     command = ["git", "show", "--no-patch", "--format=%ct", "HEAD"]
-    return int(subprocess.run(command, cwd=ROOT, capture_output=True, check=False).stdout or 0)
+    return int(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
 
 
 def copy_source(directory: Path) -> None:
