@@ -20,7 +20,6 @@ import pytest
 from tests.bridge_process import BridgeProcess
 from tests.documentation import ROOT, shell_commands
 from tests.eventually import eventually
-from tests.integration.commands import WHALEBRIDGE
 from tests.integration.engines import one_engine
 from tests.testbed.containerd import Containerd
 from tests.testbed.process import run
@@ -107,17 +106,6 @@ def test_release_files_depend_only_on_commit(release: Path, tmp_path: Path) -> N
         path.name for path in release.iterdir() if path.read_bytes() != (unpacked / "dist" / path.name).read_bytes()
     }
     assert differing == {source.name, "SHA256SUMS"}
-
-
-def test_release_has_man_page_of_all_commands(release: Path) -> None:
-    page = (release / "whalebridge.1").read_text().replace("\\-", "-")
-    commands = re.findall(r'^\.SS "whalebridge (.*)"$', page, re.MULTILINE)
-    assert {"run", "fleet", "schema event"} <= set(commands)
-    for command in commands:
-        output = run([*WHALEBRIDGE, *command.split(), "--help"]).stdout
-        section = page.partition(f'.SS "whalebridge {command}"')[2].partition("\n.S")[0]
-        options = set(re.findall(r"^ +(--[a-z-]+)", output, re.MULTILINE)) - {"--help"}
-        assert set(re.findall(r"^\\fB(--[a-z-]+)\\fR", section, re.MULTILINE)) == options, command
 
 
 def published(events: Path) -> list[tuple[str, str]]:
