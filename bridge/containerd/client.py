@@ -27,6 +27,7 @@ from bridge.containerd.protos import (
     containers_pb2,
     cri_pb2,
     health_pb2,
+    images_pb2,
     introspection_pb2,
     namespaces_pb2,
     tasks_pb2,
@@ -36,7 +37,7 @@ from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.socket_probe import Peer, probe, socket_path
 from bridge.containerd.wait_calls import ContainerdWaitCalls
 from bridge.core.container_metadata import POD_UID_LABEL
-from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, RecordedExit, Task, TaskStatus
+from bridge.core.containerd_model import ContainerKey, Engine, Image, Labels, Metadata, RecordedExit, Task, TaskStatus
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
@@ -230,9 +231,7 @@ class ContainerdClient:
         try:
             response = await self._get_or_none(methods.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
         except RpcError as error:
-            if error.code in _UNREACHABLE_CODES:
-                raise
-            raise UnreadableError(str(error)) from error
+            raise _classified_error(error) from error
         return (
             None
             if response is None
@@ -261,6 +260,27 @@ class ContainerdClient:
         if not methods.is_valid_key(key) or await self._get_or_none(methods.CONTAINER, request, key) is not None:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
+
+    # --- images ---
+
+    async def image(self, namespace: str, name: str, seconds: float) -> Image | None:
+        """Return what the name of an image points to; None if there is no such image.
+
+        Raises:
+            TransientError: containerd cannot be reached, or did not respond within the time.
+            UnreadableError: containerd fails, or the proxy denies the call.
+        """
+        if "\ufffd" in name or not methods.is_valid_namespace(namespace):  # the name is not text: see ``decode.text``
+            return None
+        try:
+            response = await self._call(
+                methods.IMAGE, images_pb2.GetImageRequest(name=name.encode()), namespace, seconds
+            )
+        except RpcError as error:
+            if error.code is StatusCode.NOT_FOUND:
+                return None
+            raise _classified_error(error) from error
+        return decode.image(response.image)
 
     # --- CRI ---
 
@@ -358,11 +378,14 @@ class ContainerdClient:
         await self._disconnect()
 
 
+def _classified_error(error: RpcError) -> BridgeError:
+    """Return the error, as one that a retry cannot fix unless containerd cannot be reached."""
+    return error if error.code in _UNREACHABLE_CODES else UnreadableError(str(error))
+
+
 def _classified_cri_error(error: RpcError) -> BridgeError:
     """Return the error, as one that a retry cannot fix unless CRI may respond later.
 
     While CRI is not initialized, containerd 1.6 returns UNKNOWN, and 2.4 UNAVAILABLE.
     """
-    if error.code in _UNREACHABLE_CODES or error.code is StatusCode.UNKNOWN:
-        return error
-    return UnreadableError(str(error))
+    return error if error.code is StatusCode.UNKNOWN else _classified_error(error)

@@ -14,6 +14,7 @@ from bridge.core.containerd_model import (
     Engine,
     Event,
     ExitStatus,
+    Image,
     Instant,
     Labels,
     Metadata,
@@ -125,6 +126,14 @@ class EngineClient(Protocol):
 
     async def pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
         """Return the own labels of CRI's pods by uid, at least of these; empty if there is no CRI. Errors as above."""
+
+    async def image(self, namespace: str, name: str, seconds: float) -> Image | None:
+        """Return what the name of an image points to; None if there is no such image.
+
+        Raises:
+            TransientError: containerd cannot be reached, or did not respond within the time.
+            UnreadableError: containerd fails, or the proxy denies the call.
+        """
 
     def wait_calls(self) -> WaitCalls:
         """Return calls that wait for exits; they connect when the first one starts."""

@@ -24,6 +24,7 @@ from bridge.containerd.protos import (
     cri_pb2,
     events_pb2,
     health_pb2,
+    images_pb2,
     introspection_pb2,
     namespaces_pb2,
     process_pb2,
@@ -46,6 +47,7 @@ Unary = Callable[[Any, str], Awaitable[Message | bytes]]
 Streaming = Callable[[Any, str], AsyncIterator[bytes]]
 _REQUESTS: dict[str, type[Message]] = {  # of the methods whose requests have fields
     methods.CONTAINER.path: containers_pb2.GetContainerRequest,
+    methods.IMAGE.path: images_pb2.GetImageRequest,
     methods.TASK.path: tasks_pb2.GetRequest,
     methods.WAIT.path: tasks_pb2.WaitRequest,
     methods.CRI_CONTAINERS.path: cri_pb2.ListContainersRequest,
@@ -80,6 +82,7 @@ class SimulatedContainerd:
             methods.CONTAINER.path: self._container,
             methods.CONTAINERS.path: self._containers,
             methods.CONTAINERS_STREAM.path: self._containers_stream,
+            methods.IMAGE.path: self._image,
             methods.TASK.path: self._task,
             methods.TASKS.path: self._tasks,
             methods.WAIT.path: self._wait,
@@ -213,6 +216,9 @@ class SimulatedContainerd:
     async def _containers_stream(self, _: object, namespace: str) -> AsyncIterator[bytes]:
         for message in self._encoded_containers(namespace):
             yield message
+
+    async def _image(self, request: images_pb2.GetImageRequest, namespace: str) -> Message:
+        return images_pb2.GetImageResponse(image=self.state.image(namespace, request.name.decode()))
 
     async def _tasks(self, _: object, namespace: str) -> Message:
         response = tasks_pb2.ListTasksResponse()

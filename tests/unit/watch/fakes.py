@@ -15,6 +15,7 @@ from bridge.core.containerd_model import (
     ContainerKey,
     Engine,
     ExitStatus,
+    Image,
     Labels,
     Metadata,
     RecordedExit,
@@ -110,6 +111,10 @@ class HookedClient(InProcessClient):
     async def pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
         await self._called("pod_labels", uids)
         return await super().pod_labels(uids, seconds)
+
+    async def image(self, namespace: str, name: str, seconds: float) -> Image | None:
+        await self._called("image", name)
+        return await super().image(namespace, name, seconds)
 
     async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         await self._called("wait_for_exit", key)
