@@ -148,7 +148,7 @@ def with_image_digest(metadata: Metadata, image: Image | None, now: int) -> Meta
     if image is None or created_at is None or image.updated_at is None or not _DIGEST.fullmatch(image.digest):
         return metadata
     if image.updated_at <= created_at <= now and image.updated_at % SECOND:
-        return replace(metadata, image_digest=image.digest)
+        return replace(metadata, image_digest=intern(image.digest))
     return metadata
 
 
