@@ -54,6 +54,7 @@ class Container(Struct, frozen=True, gc=False):  # there are many, and none refe
     labels: dict[str, str] | None = None
     labels_dropped: bool = False
     pod: Pod | None = None
+    image_digest: str | None = None
 
 
 class Start(Struct, frozen=True):

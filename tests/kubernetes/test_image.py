@@ -14,7 +14,7 @@ import pytest
 from bridge import __version__
 from tests.documentation import ROOT
 from tests.eventually import eventually
-from tests.testbed.bridge_image import CREATED, NAME
+from tests.testbed.bridge_image import CREATED, NAME, SOURCE
 from tests.testbed.dockerd import Docker
 from tests.testbed.process import CommandError
 
@@ -33,7 +33,11 @@ def test_image_declares_user_version_and_health_check(docker_with_image: Docker)
     config = inspected["Config"]
     assert config["User"] == "65532:65532"
     labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
-    assert (labels["version"], labels["created"]) == (__version__, CREATED)
+    assert (labels["version"], labels["created"], labels["source"]) == (__version__, CREATED, SOURCE)
+    assert set(labels) == {
+        *("title", "description", "licenses", "vendor", "version", "revision", "created"),
+        *("source", "url", "documentation"),
+    }
     assert config["Healthcheck"]["Test"][0] == "CMD"  # no shell
 
 
@@ -103,7 +107,8 @@ def running(docker_with_image: Docker) -> Iterator[str]:
     """Run the image with the socket of the engine's containerd, which its group may open; return the container."""
     socket = Path(docker_with_image.engine.address)
     socket.parent.chmod(0o711)  # as /run/containerd is
-    options = ["--detach", "--network=host", "--group-add=0", *CONFINED, f"--volume={socket.parent}:/run/containerd"]
+    options = ["--detach", "--network=none", "--group-add=0", *CONFINED, f"--volume={socket.parent}:/run/containerd"]
+    options.append("--health-interval=1s")  # instead of 30 s
     command = ["run", "--containerd", f"/run/containerd/{socket.name}", "--namespace", "default"]
     container = docker_with_image.docker("run", *options, NAME, *command).stdout.strip()
     yield container
