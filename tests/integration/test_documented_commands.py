@@ -107,7 +107,6 @@ DEMOS = {
 }
 BENCHES = {
     'make bench ARGS="--work flood --only whalebridge --rounds 3"': CommandCase(r"lost +│ +0\.00 "),
-    'make bench ARGS="--work start --against HEAD~1"': CommandCase("whalebridge HEAD~1"),
     **(
         {"make bench": CommandCase("kcat"), 'make bench ARGS="--json"': CommandCase('"quantity"')}
         if scaled(reduced=0, full=1)
@@ -135,6 +134,7 @@ TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
 UNTESTED = {
     r"make test": "it runs these tests",
     r"make bench( ARGS=\"--json\")?": "takes half an hour; tested by make test-long",
+    r"make bench ARGS=\"--work start --against .*": "it needs the history of the repository",
     r"make newcomer": "it installs one Debian per line",
     r"(export PIP_INDEX_URL=|make image\b).*": "it downloads; tests/kubernetes/test_image.py builds it",
     r"docker (tag|push) .*": "it needs a registry",
