@@ -133,11 +133,13 @@ TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
 
 UNTESTED = {
     r"make test": "it runs these tests",
+    r"make dist": "tests/integration/test_install.py builds a release",
     r"make bench( ARGS=\"--json\")?": "takes half an hour; tested by make test-long",
     r"make bench ARGS=\"--work start --against .*": "it needs the history of the repository",
     r"make newcomer": "it installs one Debian per line",
     r"(export PIP_INDEX_URL=|make image\b).*": "it downloads; tests/kubernetes/test_image.py builds it",
     r"docker (tag|push) .*": "it needs a registry",
+    r"docker compose .*": "it needs a registry; tests/integration/test_compose.py checks the files",
     r"(systemctl|systemd-run) .*": "it needs systemd as process 1",
 }
 

@@ -53,6 +53,7 @@ COMPONENTS: tuple[Component, ...] = (
     DebianPackages("chromium", ("chromium",), ("chromium",), complete=True),
     DebianPackages("prometheus", ("prometheus",), ("promtool",)),
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
+    GoPrograms("actionlint", "github.com/rhysd/actionlint", "v1.7.12", ("./cmd/actionlint",)),
     NpmPackages("asyncapi-parser", ("@asyncapi/parser@3.6.6",)),
 )
 
