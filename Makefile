@@ -69,7 +69,7 @@ chart: setup ## regenerate the chart's schema, README and copied files
 
 .PHONY: test-kubernetes image dist chart
 
-bench: setup testbed ## compare whalebridge with `ctr events | kcat -P`: loss, time, CPU, latency, memory
+bench: setup testbed ## measure CPU, latency, memory and start, also of `ctr events | kcat -P`
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 .PHONY: newcomer

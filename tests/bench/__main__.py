@@ -42,7 +42,7 @@ Measurement: TypeAlias = Callable[[str], Values]
 """Measures once; the argument is a name that no other measurement has."""
 
 
-class Row(NamedTuple):
+class Result(NamedTuple):
     """All measured values of one quantity, whose name has the unit."""
 
     work: str
@@ -77,7 +77,9 @@ def main() -> int:
         for code in versions.values():
             _compile(code)
         works = _works(peers, versions)
-        rows = _measure_all(works, options)
+        if options.work not in (None, *works):
+            parser.error(f"--work: choose one of: {', '.join(works)}")
+        results = _measure_all(works, options)
     machine = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -86,9 +88,9 @@ def main() -> int:
         "load_after": os.getloadavg()[0],
     }
     if options.json:
-        print(json.dumps({"machine": machine, "results": [row._asdict() for row in rows]}, indent=2))
+        print(json.dumps({"machine": machine, "results": [result._asdict() for result in results]}, indent=2))
     else:
-        _show(machine, rows)
+        _show(machine, results)
     return 0
 
 
@@ -152,9 +154,9 @@ def _works(peers: Peers, versions: Mapping[str, Path]) -> dict[str, dict[str, Me
     return works
 
 
-def _measure_all(works: Mapping[str, Mapping[str, Measurement]], options: argparse.Namespace) -> list[Row]:
+def _measure_all(works: Mapping[str, Mapping[str, Measurement]], options: argparse.Namespace) -> list[Result]:
     """Measure in rounds, the pipelines of one work one after the other, in each second round in reverse order."""
-    rows: dict[tuple[str, str, str], list[float]] = {}
+    measured: dict[tuple[str, str, str], list[float]] = {}
     for number in range(options.rounds):
         for work, pipelines in works.items():
             chosen = [name for name in pipelines if options.only in (None, name) and options.work in (None, work)]
@@ -162,16 +164,17 @@ def _measure_all(works: Mapping[str, Mapping[str, Measurement]], options: argpar
                 print(f"bench: round {number + 1}: {work}: {pipeline} ...", file=sys.stderr, flush=True)
                 name = re.sub(r"\W+", "-", f"{work}-{number}-{position}")
                 for quantity, value in pipelines[pipeline](name).items():
-                    rows.setdefault((work, pipeline, quantity), []).append(value)
+                    measured.setdefault((work, pipeline, quantity), []).append(value)
     order = [(work, pipeline) for work, pipelines in works.items() for pipeline in pipelines]
-    return sorted(starmap(Row, ((*key, values) for key, values in rows.items())), key=lambda row: order.index(row[:2]))
+    results = starmap(Result, ((*key, values) for key, values in measured.items()))
+    return sorted(results, key=lambda result: order.index(result[:2]))
 
 
-def _show(machine: dict[str, object], rows: Sequence[Row]) -> None:
+def _show(machine: dict[str, object], results: Sequence[Result]) -> None:
     table = Table(caption=", ".join(f"{name} {value}" for name, value in machine.items()))
     for column in ("work", "pipeline", "quantity", "min", "median", "max"):
         table.add_column(column, justify="right" if column in ("min", "median", "max") else "left")
-    for work, pipeline, quantity, values in rows:
+    for work, pipeline, quantity, values in results:
         extent = (min(values), statistics.median(values), max(values))
         table.add_row(work, pipeline, quantity, *(f"{value:,.{0 if value >= 100 else 2}f}" for value in extent))
     console = Console()

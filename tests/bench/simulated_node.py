@@ -41,9 +41,9 @@ def measure_node(kafka: Kafka, containers: int, directory: Path, code: Path, nam
         memory, before = resident_bytes(bridge.pids), cpu_seconds(bridge.pids)
         time.sleep(IDLE_SECONDS)
         idle = cpu_seconds(bridge.pids) - before
+        before, published = cpu_seconds(bridge.pids), kafka.admin.end_offset(name)
         os.kill(node, signal.SIGHUP)
-        before = cpu_seconds(bridge.pids)
-        reconnect = _cpu_when(bridge, lambda: kafka.admin.end_offset(name) >= 2 * snapshot) - before
+        reconnect = _cpu_when(bridge, lambda: kafka.admin.end_offset(name) >= published + snapshot) - before
         bridge.check()
     return {
         "CPU to the first snapshot (s)": first,
