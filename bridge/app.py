@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 import sinks.factory
+from bridge import malloc_tuning
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
@@ -50,6 +51,7 @@ STOP_SECONDS = 10.0
 WATCH_STOP_SECONDS = 1.5  # part of STOP_SECONDS, at most twice: for events that are received, but not persisted yet
 CLOSE_SECONDS = 2.5  # part of STOP_SECONDS: for closing sinks, connections and the outbox
 _SINK_ID = "only"  # the id of the sink of run_watch
+TRIM_SECONDS = 60.0  # between returns of freed memory: until then it serves the next batches
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
@@ -107,6 +109,7 @@ async def run(
                 notifying = tasks.create_task(
                     service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
                 )
+                trimming = tasks.create_task(_return_freed_memory(clock))
                 if await signals.completes_before_shutdown(lambda: outbox.open(open_control_socket), clock):
                     service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                     sink_manager.start(tasks, settings, sink_instances)
@@ -123,6 +126,7 @@ async def run(
                     for task in reloading:
                         task.cancel()  # only now, because a reload in progress may be replacing a pump
                 notifying.cancel()
+                trimming.cancel()
         finally:
             await sink_manager.close()
             await client.close()
@@ -236,6 +240,13 @@ async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Even
         manager.reloading()
         await reloader.reload()
         manager.reloaded()
+
+
+async def _return_freed_memory(clock: Clock) -> None:
+    """Return at intervals what listings, snapshots and backlogs have freed: on a large node, tens of MiB."""
+    while True:
+        await clock.sleep(TRIM_SECONDS)
+        malloc_tuning.return_freed_memory()
 
 
 async def _cancel(task: asyncio.Task[None], clock: Clock) -> None:

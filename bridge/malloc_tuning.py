@@ -24,3 +24,10 @@ def retain_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(option, value) == 1 for option, value in _OPTIONS.items())
+
+
+def return_freed_memory() -> None:
+    """Return what malloc retains to the kernel, if the C library is glibc. Source: malloc_trim(3)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

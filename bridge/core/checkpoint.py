@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bridge.core.container_metadata import share_strings
 from bridge.core.container_state import (
     NO_INCARNATION,
     ContainerState,
@@ -200,7 +201,7 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
         container = ContainerKey(first, second)
         entry = entries.setdefault(container, ContainerState(container))
         if kind == _METADATA:
-            entry.metadata = _METADATA_DECODER.decode(value)
+            entry.metadata = share_strings(_METADATA_DECODER.decode(value))
         else:
             _restore_state(entry, _STATE_DECODER.decode(value))
     for entry in entries.values():

@@ -154,6 +154,7 @@ def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], t
     }
     assert {name: metrics[name] for name in history} == history
     assert metrics["whalebridge_sink_publish_duration_seconds_count stdout"] >= 1
+    assert metrics["whalebridge_outbox_commit_duration_seconds_count"] >= 1
 
 
 @pytest.fixture

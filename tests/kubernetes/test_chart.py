@@ -16,6 +16,7 @@ import yaml
 
 from bridge import __version__
 from bridge.settings_reload import RELOADABLE
+from config.fields import MAX_ATTRIBUTES
 from tests.kubernetes.rendering import (
     CHART,
     DISTRIBUTIONS,
@@ -251,6 +252,16 @@ def test_chart_sets_cluster_name_as_attribute() -> None:
     assert settings(render()).attributes == {}
     with pytest.raises(CommandError, match=r"clusterName or config.attributes.cluster, not both"):
         render({"config": {"attributes": {"cluster": "a"}}, "clusterName": "b"})
+
+
+def test_chart_counts_cluster_name_as_attribute() -> None:
+    attributes = {f"name{number}": "value" for number in range(MAX_ATTRIBUTES)}
+    config: dict[str, Any] = {"sinks": {"main": NATS}, "attributes": attributes}
+    assert settings(render({"config": config})).attributes == attributes
+    with pytest.raises(CommandError, match=r"Remove one of config.attributes: there can be 16 attributes"):
+        render({"config": config, "clusterName": "prod-1"})
+    attributes.pop("name0")
+    assert len(settings(render({"config": config, "clusterName": "prod-1"})).attributes) == MAX_ATTRIBUTES
 
 
 def test_chart_mounts_configuration_as_directory() -> None:

@@ -1,4 +1,4 @@
-"""Check that memory freed by one batch stays in the process for the next batch."""
+"""Check that memory freed by one batch stays in the process for the next batch, until it is returned."""
 
 from __future__ import annotations
 
@@ -37,6 +37,26 @@ def test_freed_memory_is_retained() -> None:
     assert retained < by_default / 4, "malloc may retain memory by default now; the setting may be obsolete"
 
 
+def test_retained_memory_is_returned() -> None:
+    program = """
+import re
+from pathlib import Path
+from bridge import malloc_tuning
+def resident_kib():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+malloc_tuning.retain_freed_memory()
+blocks = [bytes(8192) for _ in range(8192)]
+kept = blocks[::64]
+del blocks
+before = resident_kib()
+malloc_tuning.return_freed_memory()
+print(before - resident_kib())
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert int(process.stdout) > 48 * 1024  # of 64 MiB
+
+
 def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace())
     assert malloc_tuning.retain_freed_memory() is False
+    malloc_tuning.return_freed_memory()

@@ -916,3 +916,11 @@ async def test_dead_letter_starts_new_line_after_truncated_one(path: Path) -> No
     truncated, complete = (path / "dead-letters.jsonl").read_bytes().splitlines()
     assert truncated == b'{"time":"2026-11'
     assert msgspec.json.decode(complete)["record"] == msgspec.json.decode(record.data)
+
+
+async def test_commits_are_counted(tmp_path: Path) -> None:
+    factory = RecordFactory()
+    async with open_outbox(tmp_path) as outbox:
+        for _ in range(3):
+            await outbox.append(factory.started_records(2))
+        assert outbox.commits.cumulative()[-1] == 3

@@ -379,6 +379,9 @@ metricRelabelings:
 {{- if dig "attributes" "cluster" "" $.Values.config }}
 {{- fail "Set clusterName or config.attributes.cluster, not both." }}
 {{- end }}
+{{- if ge (len (dig "attributes" (dict) $.Values.config)) 16 }}
+{{- fail "Remove one of config.attributes: there can be 16 attributes, and clusterName is one." }}
+{{- end }}
 - name: WHALEBRIDGE_ATTRIBUTES__CLUSTER
   value: {{ . | quote }}
 {{- end }}
