@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from aiokafka import AIOKafkaProducer
 from bridge.consumer import State, load_table
 from bridge.consumer.record_decoder import decode
 from bridge.core.records import EngineInfo, Record, RecordType
-from tests.bench.exit_waits import resident_kib
+from tests.bench.usage import resident_bytes
 from tests.sample_records import control_record, record
 from tests.testbed.kafka import Kafka
 
@@ -69,7 +70,7 @@ def apply(state: State, messages: list[bytes]) -> float:
 def project(nodes: int) -> None:
     """Print the records per second, and the memory of a container."""
     gc.collect()
-    before = resident_kib()
+    before = resident_bytes([os.getpid()])
     state, seconds, count = State(), 0.0, 0
     for first in range(0, nodes, CHUNK):
         numbers = range(first, min(first + CHUNK, nodes))
@@ -81,7 +82,7 @@ def project(nodes: int) -> None:
     containers = len(state.containers())
     assert containers == nodes * CONTAINERS
     assert all(each.complete for each in state.sources())
-    resident = (resident_kib() - before) * 1024
+    resident = resident_bytes([os.getpid()]) - before
     print(f"{count} records of {nodes} nodes, {containers} containers held")
     print(f"projection: {count / seconds:,.0f} records/s of CPU time, decoding included")
     print(f"memory: {resident / containers:,.0f} bytes of resident memory for each container")
