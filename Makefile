@@ -151,6 +151,8 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no
 	@echo "setup: installing the test tools into .venv ..." >&2
 	@$(INSTALL) --require-hashes -r requirements.lock >&2
 	@$(BIN)/pip check --quiet --disable-pip-version-check >&2
+	@# Otherwise the first tests, which run concurrently, would all compile the packages of .venv/runtime.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >&2 || true # packages may contain invalid code for their tests
 	@touch $@
 
 # The tools of the site have an environment of their own.
