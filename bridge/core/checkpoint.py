@@ -35,8 +35,10 @@ from bridge.core.container_state import (
 )
 from bridge.core.container_store import StateChange
 from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited, TaskStarted
+from bridge.core.exit_counts import STATUSES, ExitNamespace, Exits, NamespaceExits
 
 HEADER_KEY = "header"
+EXITS_KEY = "exits"
 _POSITION, _STATE, _METADATA = "position", "state", "metadata"
 
 
@@ -82,6 +84,7 @@ class Checkpoint(Struct):
     header: CheckpointHeader | None = None
     positions: dict[SourceId, StoredPosition] = {}
     entries: list[ContainerState] = []
+    exits: Exits = {}
 
 
 class _StoredState(Struct, frozen=True, array_like=True):
@@ -111,11 +114,22 @@ class _StoredState(Struct, frozen=True, array_like=True):
     was_published: bool = False
 
 
+class _StoredExits(Struct, frozen=True, array_like=True):
+    """The exits of one namespace; ``statuses`` by name, so that another version may count others."""
+
+    containerd: str
+    pod: str
+    statuses: dict[str, int]
+    oom: int
+    last_exit_at: int
+
+
 _ENCODER = msgspec.msgpack.Encoder()
 _HEADER_DECODER = msgspec.msgpack.Decoder(CheckpointHeader)
 _POSITION_DECODER = msgspec.msgpack.Decoder(StoredPosition)
 _STATE_DECODER = msgspec.msgpack.Decoder(_StoredState)
 _METADATA_DECODER = msgspec.msgpack.Decoder(Metadata)
+_EXITS_DECODER = msgspec.msgpack.Decoder(list[_StoredExits])
 
 
 def encode_header(header: CheckpointHeader) -> bytes:
@@ -126,6 +140,15 @@ def encode_header(header: CheckpointHeader) -> bytes:
 def encode_position(source: SourceId, position: StoredPosition) -> tuple[str, bytes]:
     """Encode a source's position; return its key and value."""
     return position_key(source), _ENCODER.encode(position)
+
+
+def encode_exits(exits: Exits) -> bytes:
+    """Encode the counts of exits, whose key is ``EXITS_KEY``."""
+    stored = [
+        _StoredExits(*namespace, dict(zip(STATUSES, each.statuses, strict=True)), each.oom, each.last_exit_at)
+        for namespace, each in exits.items()
+    ]
+    return _ENCODER.encode(stored)
 
 
 def encode_changes(changes: Iterable[StateChange]) -> Iterator[tuple[str, bytes | None]]:
@@ -193,6 +216,9 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
         if key == HEADER_KEY:
             checkpoint.header = _HEADER_DECODER.decode(value)
             continue
+        if key == EXITS_KEY:
+            checkpoint.exits = _decode_exits(value)
+            continue
         kind, first, second = key.split(_SEPARATOR, 2)
         if kind == _POSITION:
             checkpoint.positions[SourceId(first, second)] = _POSITION_DECODER.decode(value)
@@ -207,6 +233,15 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
         entry.published_metadata = None if entry.deleted else entry.metadata
     checkpoint.entries = list(entries.values())
     return checkpoint
+
+
+def _decode_exits(value: bytes) -> Exits:
+    return {
+        ExitNamespace(each.containerd, each.pod): NamespaceExits(
+            tuple(each.statuses.get(status, 0) for status in STATUSES), each.oom, each.last_exit_at
+        )
+        for each in _EXITS_DECODER.decode(value)
+    }
 
 
 def container_keys(values: Iterable[str]) -> Iterator[str]:

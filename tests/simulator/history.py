@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from operator import gt
 from random import Random
 from typing import Any
 
@@ -20,6 +21,8 @@ import structlog
 
 from bridge.app import _cancel
 from bridge.clock import SystemClock
+from bridge.core import checkpoint
+from bridge.core.checkpoint import EXITS_KEY
 from bridge.core.container_metadata import CRI_KIND_LABEL
 from bridge.core.containerd_model import ContainerKey, Instant, TaskStatus
 from bridge.core.errors import BridgeError
@@ -278,9 +281,19 @@ class World:
         self._bridges += 1
         if self.disk is None:
             self.clock.advance(0.001)  # a start takes longer, and so each has an epoch of its own
+        self._check_exit_counts()
         self.state.process = self._bridges
         self.log(f"--- bridge {self._bridges} starts")
         self.bridge = Bridge(self, self._bridges)
+
+    def _check_exit_counts(self) -> None:
+        """Check that no count that the process before has exposed is set back."""
+        if self.disk is None or self._bridges == 1:
+            return
+        stored = checkpoint.decode({EXITS_KEY: self.disk.content.checkpoint.get(EXITS_KEY, b"\x90")}).exits
+        for namespace, each in self.bridge.watch.counters.exits.persisted.items():
+            if namespace not in stored or any(map(gt, each.statuses, stored[namespace].statuses)):
+                self.violate("exit counts", f"{each} of {namespace} is set back")
 
     async def _pass_time(self, seconds: float) -> None:
         if seconds:
