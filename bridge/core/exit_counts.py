@@ -57,7 +57,7 @@ class ExitCounts:
     def __init__(self) -> None:
         self.persisted: Exits = {}
         self._counts: dict[ExitNamespace, NamespaceExits] = {}
-        self._unconfirmed: Exits | None = None
+        self._unpersisted: Exits | None = None
         self._changed = False
         self._full_until = 0  # wall clock; no place is free before
 
@@ -75,17 +75,17 @@ class ExitCounts:
             if each.type == "exited":
                 self._count_exit(namespace, each.exit_info or ExitInfo(), each.at)
 
-    def unconfirmed(self) -> Exits | None:
+    def unpersisted(self) -> Exits | None:
         """Return the counts, to be persisted with the records that they count; None if they have not changed."""
         if self._changed:
-            self._changed, self._unconfirmed = False, dict(self._counts)
-        return self._unconfirmed
+            self._changed, self._unpersisted = False, dict(self._counts)
+        return self._unpersisted
 
-    def confirm(self, persisted: Exits) -> None:
+    def expose(self, persisted: Exits) -> None:
         """Expose counts that have been persisted."""
         self.persisted = persisted
-        if self._unconfirmed is persisted:
-            self._unconfirmed = None
+        if self._unpersisted is persisted:
+            self._unpersisted = None
 
     def _count_exit(self, namespace: ExitNamespace, exit_info: ExitInfo, at: int) -> None:
         self._changed = True

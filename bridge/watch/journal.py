@@ -143,11 +143,11 @@ class Journal:
             records, self._buffer = self._buffer, []
             changes = self._checkpoint_changes() if save_checkpoint else self._position_entry(self._saved_watermark_at)
             exit_counts = self._state.counters.exits
-            if (exits := exit_counts.unconfirmed()) is not None and self._state.settings.keeps_checkpoint:
+            if (exits := exit_counts.unpersisted()) is not None and self._state.settings.keeps_checkpoint:
                 changes[checkpoint.EXITS_KEY] = checkpoint.encode_exits(exits)
             await self._state.outbox.append(records, changes)
             if exits is not None:
-                exit_counts.confirm(exits)
+                exit_counts.expose(exits)
         if save_checkpoint and watermark_at is not None and self.encoder.sequence:
             self.watermark = Watermark(self.encoder.epoch, watermark_at)
 

@@ -26,9 +26,9 @@ def exited(status: int | None = 0, *, oom: bool | None = False, **changed: objec
 
 
 def persist(counts: ExitCounts) -> None:
-    exits = counts.unconfirmed()
+    exits = counts.unpersisted()
     assert exits is not None
-    counts.confirm(exits)
+    counts.expose(exits)
 
 
 def by_status(exits: NamespaceExits) -> dict[str, int]:
@@ -66,22 +66,22 @@ def test_exit_counts_begin_with_zero_at_first_record() -> None:
     persist(counts)
     assert counts.persisted == {ExitNamespace("k8s.io", "billing"): NamespaceExits((0,) * len(STATUSES), 0, 1)}
     counts.count([record("k8s.io", pod="billing", type_="started")])
-    assert counts.unconfirmed() is None
+    assert counts.unpersisted() is None
 
 
 def test_exit_counts_are_exposed_when_persisted() -> None:
     counts = ExitCounts()
     counts.count([exited()])
-    first = counts.unconfirmed()
+    first = counts.unpersisted()
     assert first is not None
-    assert counts.unconfirmed() is first  # the transaction was interrupted
+    assert counts.unpersisted() is first  # the transaction was interrupted
     counts.count([exited()])
     assert counts.persisted == {}
-    counts.confirm(first)
+    counts.expose(first)
     assert by_status(counts.persisted[ExitNamespace("shop", "")]) == {"0": 1}
     persist(counts)
     assert by_status(counts.persisted[ExitNamespace("shop", "")]) == {"0": 2}
-    assert counts.unconfirmed() is None
+    assert counts.unpersisted() is None
 
 
 @pytest.mark.parametrize("pod", ["x" * 77, 'a"b', "a\nb", "a\0b", "ä", "a/b"])

@@ -42,9 +42,9 @@ async def test_metrics_equal_counters() -> None:
     counters, latency = Counters(), Histogram()
     exit_ = replace(running_container(), type="exited", origin="live", exit_info=ExitInfo(137, None, True))
     counters.count_records([running_container("a"), running_container("b"), exit_])
-    exits = counters.exits.unconfirmed()
+    exits = counters.exits.unpersisted()
     assert exits is not None
-    counters.exits.confirm(exits)
+    counters.exits.expose(exits)
     counters.count_records([exit_])
     counters.count_snapshot(snapshot_summary(reason="reconnect", since=500_000_000))
     counters.reconnects = 2
