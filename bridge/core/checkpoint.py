@@ -114,22 +114,13 @@ class _StoredState(Struct, frozen=True, array_like=True):
     was_published: bool = False
 
 
-class _StoredExits(Struct, frozen=True, array_like=True):
-    """The exits of one namespace; ``statuses`` by name, so that another version may count others."""
-
-    containerd: str
-    pod: str
-    statuses: dict[str, int]
-    oom: int
-    last_exit_at: int
-
-
 _ENCODER = msgspec.msgpack.Encoder()
 _HEADER_DECODER = msgspec.msgpack.Decoder(CheckpointHeader)
 _POSITION_DECODER = msgspec.msgpack.Decoder(StoredPosition)
 _STATE_DECODER = msgspec.msgpack.Decoder(_StoredState)
 _METADATA_DECODER = msgspec.msgpack.Decoder(Metadata)
-_EXITS_DECODER = msgspec.msgpack.Decoder(list[_StoredExits])
+# The names of the statuses, so that another version may count others; then the counts, in that order.
+_EXITS_DECODER = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[ExitNamespace, NamespaceExits]]])
 
 
 def encode_header(header: CheckpointHeader) -> bytes:
@@ -144,11 +135,7 @@ def encode_position(source: SourceId, position: StoredPosition) -> tuple[str, by
 
 def encode_exits(exits: Exits) -> bytes:
     """Encode the counts of exits, whose key is ``EXITS_KEY``."""
-    stored = [
-        _StoredExits(*namespace, dict(zip(STATUSES, each.statuses, strict=True)), each.oom, each.last_exit_at)
-        for namespace, each in exits.items()
-    ]
-    return _ENCODER.encode(stored)
+    return _ENCODER.encode((STATUSES, list(exits.items())))
 
 
 def encode_changes(changes: Iterable[StateChange]) -> Iterator[tuple[str, bytes | None]]:
@@ -236,12 +223,12 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
 
 
 def _decode_exits(value: bytes) -> Exits:
-    return {
-        ExitNamespace(each.containerd, each.pod): NamespaceExits(
-            tuple(each.statuses.get(status, 0) for status in STATUSES), each.oom, each.last_exit_at
-        )
-        for each in _EXITS_DECODER.decode(value)
-    }
+    names, exits = _EXITS_DECODER.decode(value)
+    decoded = {}
+    for namespace, each in exits:
+        counts = dict(zip(names, each.statuses, strict=True))
+        decoded[namespace] = replace(each, statuses=tuple(counts.get(status, 0) for status in STATUSES))
+    return decoded
 
 
 def container_keys(values: Iterable[str]) -> Iterator[str]:

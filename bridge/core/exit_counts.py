@@ -29,7 +29,7 @@ class ExitNamespace(NamedTuple):
     pod: str
 
 
-class NamespaceExits(Struct, frozen=True):
+class NamespaceExits(Struct, frozen=True, array_like=True):
     """Exits in one namespace, by status in the order of ``STATUSES``, and those with an OOM kill.
 
     ``last_exit_at`` (wall clock): time of the last exit; before the first one, of the first record.

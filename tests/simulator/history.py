@@ -21,8 +21,6 @@ import structlog
 
 from bridge.app import _cancel
 from bridge.clock import SystemClock
-from bridge.core import checkpoint
-from bridge.core.checkpoint import EXITS_KEY
 from bridge.core.container_metadata import CRI_KIND_LABEL
 from bridge.core.containerd_model import ContainerKey, Instant, TaskStatus
 from bridge.core.errors import BridgeError
@@ -37,7 +35,7 @@ from bridge.watch import ContainerWatch, WatchSettings
 from tests.simulator.broker import Broker, BrokerSink
 from tests.simulator.client import InProcessClient
 from tests.simulator.containerd import SimulatedContainerd
-from tests.simulator.disk import Disk, SimulatedOutbox, dead_letters_on
+from tests.simulator.disk import Disk, SimulatedOutbox, dead_letters_on, stored_exits
 from tests.simulator.faults import ALL
 from tests.simulator.shims import ObservedState, run_id
 from tests.simulator.state import SimulatedRpcError
@@ -290,7 +288,7 @@ class World:
         """Check that no count that the process before has exposed is set back."""
         if self.disk is None or self._bridges == 1:
             return
-        stored = checkpoint.decode({EXITS_KEY: self.disk.content.checkpoint.get(EXITS_KEY, b"\x90")}).exits
+        stored = stored_exits(self.disk)
         for namespace, each in self.bridge.watch.counters.exits.persisted.items():
             if namespace not in stored or any(map(gt, each.statuses, stored[namespace].statuses)):
                 self.violate("exit counts", f"{each} of {namespace} is set back")

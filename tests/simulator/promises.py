@@ -14,8 +14,6 @@ from bridge.consumer.audit import Audit
 from bridge.consumer.projection import Projection
 from bridge.consumer.record_decoder import Source, decode
 from bridge.containerd.protos.cri_pb2 import CONTAINER_EXITED
-from bridge.core import checkpoint
-from bridge.core.checkpoint import EXITS_KEY
 from bridge.core.container_metadata import CRI_KIND_LABEL, NERDCTL_NAME_LABEL, display_id
 from bridge.core.containerd_model import ContainerKey, TaskCreated, TaskExited, TaskStarted, TaskStatus
 from bridge.core.exit_counts import OTHER, STATUSES
@@ -23,7 +21,7 @@ from bridge.core.record_encoder import rfc3339
 from bridge.core.records import Record
 from tests.documentation import documented_fold
 from tests.simulator.broker import Broker
-from tests.simulator.disk import stored_bytes
+from tests.simulator.disk import stored_bytes, stored_exits
 from tests.simulator.history import FILTERS, HOST, RULES, SECRET, World
 from tests.simulator.shims import TrueRun, run_id
 
@@ -379,7 +377,7 @@ def check_exit_counts(world: World) -> Iterator[str]:
         if record["type"] == "exited":
             status = str(record["exit"]["status"]).replace("None", "unknown")
             expected[record["container"]["namespace"], status if status in STATUSES else OTHER] += 1
-    exits = checkpoint.decode({EXITS_KEY: world.disk.content.checkpoint.get(EXITS_KEY, b"\x90")}).exits
+    exits = stored_exits(world.disk)
     counted = Counter(
         {
             (namespace, status): count

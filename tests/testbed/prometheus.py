@@ -40,6 +40,7 @@ class Prometheus(Servers):
             f"--config.file={self.directory}/prometheus.yml",
             f"--storage.tsdb.path={self.directory}/data",
             "--storage.tsdb.retention.time=100y",
+            "--query.timeout=10m",
             f"--web.listen-address={HOST}:{port}",
         ]
         self.servers = [_server("prometheus", self._workspace, command, COMPONENTS, f"{self._url}/-/ready")]
@@ -113,7 +114,7 @@ def _responds(url: str) -> bool:
 def _request(url: str, data: bytes | None = None) -> Any:
     headers = {"Content-Type": "application/json" if data is not None and data.startswith(b"[") else _FORM}
     request = urllib.request.Request(url, data, headers)  # noqa: S310 (on loopback)
-    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=600) as response:  # noqa: S310
         body = response.read()
     return json.loads(body) if body.startswith((b"{", b"[")) else None
 

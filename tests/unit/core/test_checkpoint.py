@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -519,6 +520,7 @@ def test_checkpoint_restores_position_and_header() -> None:
         {"metadata\0a\0b": b""},
         {"state": b"\x90"},
         {"exits": b"\x91\x90"},
+        {"exits": msgspec.msgpack.encode((["0"], [(("a", ""), ([1, 2], 0, 0))]))},
         pytest.param({"header": b"\x81\xa1x" + b"\x91" * 100_000}, id="nested too deep"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from bridge.core import checkpoint
@@ -130,3 +131,10 @@ def test_exit_counts_continue_from_checkpoint() -> None:
     persist(after)
     assert by_status(after.persisted[ExitNamespace("shop", "")]) == {"137": 2}
     assert by_status(after.persisted[ExitNamespace("shop", "billing")]) == {"other": 1}
+
+
+def test_exit_counts_of_version_with_other_statuses_are_restored() -> None:
+    stored = msgspec.msgpack.encode((("0", "9", "other"), [(("shop", ""), ([3, 4, 5], 1, 7))]))
+    exits = checkpoint.decode({checkpoint.EXITS_KEY: stored}).exits[ExitNamespace("shop", "")]
+    assert by_status(exits) == {"0": 3, "other": 5}
+    assert (exits.oom, exits.last_exit_at) == (1, 7)
