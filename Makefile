@@ -29,6 +29,11 @@ simulate: setup ## run SEEDS random histories of a host with faults in virtual t
 test-long: export WHALEBRIDGE_TEST_SCALE = full
 test-long: test ## run all tests at the full count: hundreds of kills, brokers down for minutes
 
+.PHONY: coverage
+coverage: setup testbed ## run all tests, and list the lines and branches of the program that none of them reaches
+	$(BIN)/pytest --numprocesses 3 --dist worksteal -p tests.coverage_of_processes \
+	    --cov --cov-report=term-missing:skip-covered $(ARGS)
+
 SECONDS ?= 600
 fuzz: setup ## fuzz everything that parses bytes of other programs, on all cores for SECONDS=N (default: 600)
 	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)

@@ -100,6 +100,15 @@ def mutually_exclusive(model: SettingsModel, *names: str, required: bool = False
         raise ValueError(f"none of {' and '.join(names)} is set; set one of them")
 
 
+def is_host(name: str) -> bool:
+    """Return whether a name can be looked up; for others, such as ``a..b``, Python's functions raise no OSError."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value

@@ -23,10 +23,11 @@ from config.fields import (
     SocketPath,
     between,
     field,
+    is_host,
     non_empty,
 )
 
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+):(\d{1,5})")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+):(\d{1,5})")
 _MAX_PORT = 65535
 _DEFAULT_MAX_BYTES = 512 * 1024 * 1024
 _DEFAULT_MAX_MEMORY_BYTES = 64 * 1024 * 1024
@@ -215,7 +216,7 @@ def _parse_listen(value: str) -> str:
     if value.lower() in ("", "off"):
         return ""
     match = _ADDRESS.fullmatch(value)
-    if not match or int(match[1]) > _MAX_PORT:
+    if not match or int(match[2]) > _MAX_PORT or not is_host(match[1]):
         raise ValueError(
             "invalid address; use HOST:PORT, such as 127.0.0.1:9469, [ADDRESS]:PORT for IPv6, *:PORT for all addresses,"
             " or off"

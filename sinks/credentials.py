@@ -1,4 +1,4 @@
-"""Secrets and TLS contexts, from settings or from the files that settings name.
+"""Secrets and TLS contexts, from settings or from the files that settings name; the end of TLS connections.
 
 Files are read again for each connection.
 
@@ -7,6 +7,8 @@ Invariant: no error message contains a secret; each names the setting and the fi
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,3 +88,12 @@ def _load_certificate(context: ssl.SSLContext, tls: TlsSettings, cert_file: str)
                 f"tls.cert_file {cert_file} and tls.key_file {key_file} are not a certificate and its key in PEM format"
             )
         raise TransientError(text) from error
+
+
+def abort_transport(transport: asyncio.WriteTransport) -> None:
+    """Drop a connection without sending what is buffered.
+
+    A TLS transport that was closed twice has nothing to drop; that of Python 3.11.2 raises AttributeError then.
+    """
+    with contextlib.suppress(AttributeError):
+        transport.abort()

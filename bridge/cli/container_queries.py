@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bridge.app import boot_id
 from bridge.cli.errors import CommandError
+from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.whalewatcher_api import ContainerdWatcher
-from bridge.core.container_metadata import build_metadata, display_id, incarnation_id
+from bridge.core.container_metadata import build_metadata, display_id, incarnation_id, with_image_digest
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Labels, Metadata, Task, TaskStatus
 from bridge.core.errors import BridgeError
@@ -22,6 +23,8 @@ from config.settings import Settings
 if TYPE_CHECKING:
     from bridge.consumer.record_decoder import Container as DecodedContainer
     from bridge.core.records import Container
+
+_IMAGE_SECONDS = 1.0  # for the digest of an image
 
 
 class ContainerInfo(NamedTuple):
@@ -96,7 +99,15 @@ async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or
     pods: dict[str, Labels | None] = {}
     if container.metadata.pod:
         pods = _pod_labels([each async for each in client.containers(container.metadata.key.namespace)])
-    return _container_info(container.task, container.metadata, pods)
+    return _container_info(container.task, await _with_image_digest(client, container.metadata), pods)
+
+
+async def _with_image_digest(client: ContainerdClient, metadata: Metadata) -> Metadata:
+    image = None
+    if metadata.image:
+        with contextlib.suppress(BridgeError):  # unknown, as for the bridge
+            image = await client.image(metadata.key.namespace, metadata.image, _IMAGE_SECONDS)
+    return with_image_digest(metadata, image, SystemClock().now().wall)
 
 
 async def _list_namespace(client: ContainerdClient, namespace: str) -> list[ContainerInfo]:

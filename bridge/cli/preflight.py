@@ -39,6 +39,7 @@ SINK_TIMEOUT_SECONDS = 12.0
 _ATTEMPT_TIMEOUT = timedelta(seconds=6)  # shorter than SINK_TIMEOUT_SECONDS, so that the sink reports the reason
 _CLOSE_TIMEOUT_SECONDS = 2.0
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
+_MOUNTINFO = Path("/proc/self/mountinfo")
 _MOUNT_POINT_FIELD = 4  # of a line of /proc/self/mountinfo
 _MIB = 1024 * 1024
 _OVERHEAD_BYTES = 16 * _MIB
@@ -100,7 +101,7 @@ def _check_state_dir(settings: Settings) -> list[CheckResult]:
 
 def _check_disk(path: Path, settings: Settings) -> list[CheckResult]:
     results: list[CheckResult] = []
-    type_ = file_system_type(Path("/proc/self/mountinfo").read_text(), os.path.realpath(path))
+    type_ = file_system_type(_read_mounts(), os.path.realpath(path))
     if type_ in _NETWORK_FILE_SYSTEMS:
         hint = "use a directory on a local disk: locks and syncs are not reliable on network file systems"
         results.append(CheckResult("warning", "state_dir", f"{path} is on a network file system ({type_})", hint))
@@ -118,17 +119,24 @@ def _check_disk(path: Path, settings: Settings) -> list[CheckResult]:
     return results
 
 
+def _read_mounts() -> str:
+    try:
+        return os.fsdecode(_MOUNTINFO.read_bytes())
+    except OSError:  # without /proc, which is an error of its own
+        return ""
+
+
 def file_system_type(mountinfo: str, path: str) -> str:
     """Return the type of the file system of a path (ext4, tmpfs, nfs4, ...); "" if it is unknown.
 
     Args:
-        mountinfo: The content of /proc/self/mountinfo.
+        mountinfo: The content of /proc/self/mountinfo, in which only space, tab, line feed and backslash are escaped.
         path: Absolute, without symbolic links.
     """
     best_length, file_system = -1, ""
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         mount, separator, source = line.partition(" - ")
-        fields = mount.split()
+        fields = mount.split(" ")
         if not separator or len(fields) <= _MOUNT_POINT_FIELD:
             continue
         point = PurePosixPath(_OCTAL_ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT_FIELD]))

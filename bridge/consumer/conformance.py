@@ -33,6 +33,7 @@ from bridge.core.time import SECOND
 HOST, ENGINE = "node-1", "c79d280c-f53d-4f0e-9d3e-0a1b2c3d4e5f"
 FIRST_EPOCH = 1_795_636_000_000
 BEGIN = FIRST_EPOCH // 1000 * SECOND
+_IMAGE_DIGEST = f"sha256:{1:064x}"
 INTERVAL = 60.0
 
 
@@ -126,7 +127,9 @@ class SampleBridge:
     ) -> Transition:
         namespace, _, name = id_.rpartition("/")
         key = ContainerKey(namespace or "default", name)
-        metadata = Metadata(key, name, "demo", name, "busybox", "io.containerd.runc.v2", BEGIN, BEGIN, {})
+        metadata = Metadata(
+            key, name, "demo", name, "busybox", "io.containerd.runc.v2", BEGIN, BEGIN, {}, image_digest=_IMAGE_DIGEST
+        )
         exit_info = ExitInfo(0, self._now(), False) if type_ == "exited" and not inferred else None
         if type_ == "present":
             origin: Any = "snapshot"

@@ -447,6 +447,7 @@ def _share_strings(container: Container) -> Container:
         labels and {intern(key): intern(value) for key, value in labels.items()},
         container.labels_dropped,
         container.pod,
+        container.image_digest and intern(container.image_digest),
     )
 
 

@@ -54,6 +54,7 @@ class Container(Struct, frozen=True):
     labels: dict[str, str] | None = None
     labels_dropped: bool = False
     pod: Pod | None = None
+    image_digest: str | None = None
 
 
 class Start(Struct, frozen=True):

@@ -118,7 +118,7 @@ class State:
                 saved = msgspec.json.decode(file.read(), type=_SavedState)
         except FileNotFoundError:
             return state
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)} is not a state that this version can read: {error}") from error
         if saved.format != _FORMAT:
             raise ValueError(f"{os.fspath(path)} has format {saved.format}; this version reads format {_FORMAT}")

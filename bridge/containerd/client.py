@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -27,6 +27,7 @@ from bridge.containerd.protos import (
     containers_pb2,
     cri_pb2,
     health_pb2,
+    images_pb2,
     introspection_pb2,
     namespaces_pb2,
     tasks_pb2,
@@ -36,11 +37,12 @@ from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.socket_probe import Peer, probe, socket_path
 from bridge.containerd.wait_calls import ContainerdWaitCalls
 from bridge.core.container_metadata import POD_UID_LABEL
-from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, RecordedExit, Task, TaskStatus
+from bridge.core.containerd_model import ContainerKey, Engine, Image, Labels, Metadata, RecordedExit, Task, TaskStatus
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Clock
+from bridge.task_groups import with_timeout
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -229,9 +231,7 @@ class ContainerdClient:
         try:
             response = await self._get_or_none(methods.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
         except RpcError as error:
-            if error.code in _UNREACHABLE_CODES:
-                raise
-            raise UnreadableError(str(error)) from error
+            raise _classified_error(error) from error
         return (
             None
             if response is None
@@ -261,6 +261,27 @@ class ContainerdClient:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
+    # --- images ---
+
+    async def image(self, namespace: str, name: str, seconds: float) -> Image | None:
+        """Return what the name of an image points to; None if there is no such image.
+
+        Raises:
+            TransientError: containerd cannot be reached, or did not respond within the time.
+            UnreadableError: containerd fails, or the proxy denies the call.
+        """
+        if "\ufffd" in name or not methods.is_valid_namespace(namespace):  # the name is not text: see ``decode.text``
+            return None
+        try:
+            response = await self._call(
+                methods.IMAGE, images_pb2.GetImageRequest(name=name.encode()), namespace, seconds
+            )
+        except RpcError as error:
+            if error.code is StatusCode.NOT_FOUND:
+                return None
+            raise _classified_error(error) from error
+        return decode.image(response.image)
+
     # --- CRI ---
 
     async def exited_containers(self, seconds: float) -> Sequence[ContainerKey] | None:
@@ -289,17 +310,29 @@ class ContainerdClient:
             raise _classified_cri_error(error) from error
         return decode.recorded_exit(key, response.status) if response.status.id == key.id else None
 
-    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
-        """Return the own labels of CRI's pods by uid, of all or of one; empty if there is no CRI. Errors as above."""
-        selector = [cri_pb2.Label(key=POD_UID_LABEL.encode(), value=uid.encode())] if uid else []
-        request = cri_pb2.ListPodSandboxRequest(filter={"label_selector": selector} if uid else None)
+    async def pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
+        """Return the own labels of CRI's pods by uid, at least of these; empty if there is no CRI. Errors as above.
+
+        Requests all pods in one message, and one by one if that message is too large, as annotations can make it.
+        """
+        selector = [cri_pb2.Label(key=POD_UID_LABEL.encode(), value=uid.encode()) for uid in uids]
+        single = len(selector) == 1
+        request = cri_pb2.ListPodSandboxRequest(filter={"label_selector": selector} if single else None)
         try:
             response = await self._call(methods.CRI_PODS, request, "", seconds)
         except RpcError as error:
             if error.code is StatusCode.UNIMPLEMENTED:
                 return {}
+            if error.code is StatusCode.RESOURCE_EXHAUSTED and not single:
+                return await with_timeout(lambda: self._pod_labels_of_each(uids, seconds), seconds, self._clock)
             raise _classified_cri_error(error) from error
         return decode.pod_labels(response, self.rules)
+
+    async def _pod_labels_of_each(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
+        labels: dict[str, Labels] = {}
+        for uid in uids:
+            labels |= await self.pod_labels([uid], seconds)
+        return labels
 
     def wait_calls(self) -> ContainerdWaitCalls:
         """Return calls that wait for exits; they are closed with the client."""
@@ -345,11 +378,14 @@ class ContainerdClient:
         await self._disconnect()
 
 
+def _classified_error(error: RpcError) -> BridgeError:
+    """Return the error, as one that a retry cannot fix unless containerd cannot be reached."""
+    return error if error.code in _UNREACHABLE_CODES else UnreadableError(str(error))
+
+
 def _classified_cri_error(error: RpcError) -> BridgeError:
     """Return the error, as one that a retry cannot fix unless CRI may respond later.
 
     While CRI is not initialized, containerd 1.6 returns UNKNOWN, and 2.4 UNAVAILABLE.
     """
-    if error.code in _UNREACHABLE_CODES or error.code is StatusCode.UNKNOWN:
-        return error
-    return UnreadableError(str(error))
+    return error if error.code is StatusCode.UNKNOWN else _classified_error(error)

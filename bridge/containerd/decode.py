@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bridge.containerd.protos import containers_pb2, cri_pb2, payloads_pb2, process_pb2
+from bridge.containerd.protos import containers_pb2, cri_pb2, images_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.core.container_metadata import KUBERNETES_NAMESPACE, POD_UID_LABEL, build_metadata, own_pod_labels
 from bridge.core.containerd_model import (
@@ -25,6 +25,7 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     Event,
     Ignored,
+    Image,
     Labels,
     Marker,
     Metadata,
@@ -119,6 +120,11 @@ def metadata(
         created_at=nanoseconds(container.created_at),
         updated_at=nanoseconds(container.updated_at),
     )
+
+
+def image(message: images_pb2.Image) -> Image:
+    """Return what the name of an image points to."""
+    return Image(text(message.target.digest), nanoseconds(message.updated_at))
 
 
 def task(namespace: str, process: process_pb2.Process) -> Task:

@@ -13,6 +13,7 @@ from bridge.containerd.protos import (
     containers_pb2,
     cri_pb2,
     health_pb2,
+    images_pb2,
     introspection_pb2,
     namespaces_pb2,
     tasks_pb2,
@@ -68,6 +69,7 @@ CONTAINER = Method(
 )
 TASKS = Method("/containerd.services.tasks.v1.Tasks/List", tasks_pb2.ListTasksResponse, "list the tasks")
 TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, "get a task")
+IMAGE = Method("/containerd.services.images.v1.Images/Get", images_pb2.GetImageResponse, "get an image")
 WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task to exit")
 CRI_CONTAINERS = Method(
     "/runtime.v1.RuntimeService/ListContainers", cri_pb2.ListContainersResponse, "list CRI's exited containers"

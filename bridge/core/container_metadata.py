@@ -1,14 +1,18 @@
-"""Identify containers by their labels: display ids, names, compose projects, services and pods.
+"""Identify containers by their labels: display ids, names, compose projects, services and pods; digests of images.
 
 The label names and the rules are those of whalewatcher, nerdctl and CRI.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from bridge.core.containerd_model import ContainerKey, Kind, Labels, Metadata, PodReference
+from msgspec.structs import replace
+
+from bridge.core.containerd_model import ContainerKey, Image, Kind, Labels, Metadata, PodReference
 from bridge.core.filters import ContainerPredicate, match_all
+from bridge.core.time import SECOND
 
 if TYPE_CHECKING:
     from bridge.core.label_rules import LabelRules
@@ -28,6 +32,9 @@ POD_NAME_LABEL = POD_LABEL_PREFIX + "name"
 POD_NAMESPACE_LABEL = POD_LABEL_PREFIX + "namespace"
 POD_UID_LABEL = POD_LABEL_PREFIX + "uid"
 POD_CONTAINER_LABEL = "io.kubernetes.container.name"
+
+# OCI's grammar for digests, for the algorithms that containerd supports.
+_DIGEST = re.compile(r"sha(256:[0-9a-f]{64}|384:[0-9a-f]{96}|512:[0-9a-f]{128})")
 
 
 def display_id(key: ContainerKey) -> str:
@@ -104,3 +111,28 @@ def _pod(key: ContainerKey, labels: Labels) -> PodReference | None:
 def own_pod_labels(labels: Labels) -> Labels:
     """Return the pod's own labels: the labels of its sandbox without those that CRI adds."""
     return {key: value for key, value in labels.items() if not key.startswith((CRI_LABEL_PREFIX, POD_LABEL_PREFIX))}
+
+
+def with_image_digest(metadata: Metadata, image: Image | None, now: int) -> Metadata:
+    """Return a container's metadata with the digest that its image's name pointed to when it was created, if certain.
+
+    ``image`` is what containerd returned for the name, to a request from after the creation: if the image was not
+    updated in between, the name has pointed to the same digest all the time. ``now`` (wall clock) is the time after the
+    request. Two times prove nothing: one before which the clock was set back, and a whole second, because clients may
+    set ``updated_at`` to the time of a reproducible build (SOURCE_DATE_EPOCH).
+    """
+    created_at = metadata.created_at
+    if image is None or created_at is None or image.updated_at is None or not _DIGEST.fullmatch(image.digest):
+        return metadata
+    if image.updated_at <= created_at <= now and image.updated_at % SECOND:
+        return replace(metadata, image_digest=image.digest)
+    return metadata
+
+
+def with_known_digest(metadata: Metadata, known: Metadata | None) -> Metadata:
+    """Return a container's metadata with the digest of its image that is known of the same container, if one is."""
+    if known is None or known.image_digest is None or metadata.image_digest is not None:
+        return metadata
+    if (known.created_at, known.image) != (metadata.created_at, metadata.image):
+        return metadata
+    return replace(metadata, image_digest=known.image_digest)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from bridge.core.container_metadata import with_known_digest
 from bridge.core.container_state import ContainerState, Incarnation, PendingExit
 from bridge.core.containerd_model import ContainerKey, Labels, Metadata
 from bridge.core.label_rules import LabelRules, filter_labels
@@ -143,6 +144,7 @@ class ContainerStore:
             metadata = replace(metadata, runtime=known.runtime, created_at=known.created_at)
         if known is not None and metadata.pod is not None and metadata.pod_labels is None and metadata.pod == known.pod:
             metadata = replace(metadata, pod_labels=known.pod_labels)
+        metadata = with_known_digest(metadata, known)
         if metadata != known:
             self._changed[metadata.key] = True
         entry.metadata, entry.deleted = metadata, False

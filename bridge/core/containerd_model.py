@@ -43,7 +43,7 @@ class Metadata(Struct, frozen=True):
     ``labels`` is None if the container was removed before its metadata could be fetched. ``pod_labels`` are the pod's
     own labels, if this is a sandbox container, or if they are from CRI because the pod has none. ``in_scope``: the
     container filter, applied to containerd's labels before the label rules, matches the container; true if the labels
-    are unknown.
+    are unknown. ``image_digest`` is what the name in ``image`` pointed to when the container was created.
     """
 
     key: ContainerKey
@@ -59,6 +59,14 @@ class Metadata(Struct, frozen=True):
     pod: PodReference | None = None
     pod_labels: Labels | None = None
     in_scope: bool = True
+    image_digest: str | None = None
+
+
+class Image(Struct, frozen=True):
+    """What the name of an image points to, and since when: any later change of the image sets ``updated_at``."""
+
+    digest: str
+    updated_at: int | None
 
 
 class TaskStatus(IntEnum):

@@ -14,6 +14,7 @@ from bridge.core.containerd_model import (
     Engine,
     Event,
     ExitStatus,
+    Image,
     Instant,
     Labels,
     Metadata,
@@ -123,8 +124,16 @@ class EngineClient(Protocol):
     async def recorded_exit(self, key: ContainerKey, seconds: float) -> RecordedExit | None:
         """Return CRI's record of a container that has exited; None if CRI has none. Errors as above."""
 
-    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
-        """Return the own labels of CRI's pods by uid, of all or of one; empty if there is no CRI. Errors as above."""
+    async def pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
+        """Return the own labels of CRI's pods by uid, at least of these; empty if there is no CRI. Errors as above."""
+
+    async def image(self, namespace: str, name: str, seconds: float) -> Image | None:
+        """Return what the name of an image points to; None if there is no such image.
+
+        Raises:
+            TransientError: containerd cannot be reached, or did not respond within the time.
+            UnreadableError: containerd fails, or the proxy denies the call.
+        """
 
     def wait_calls(self) -> WaitCalls:
         """Return calls that wait for exits; they connect when the first one starts."""

@@ -248,6 +248,7 @@ def _build_container(
         metadata.labels,
         labels_dropped,
         None if pod is None else records.Pod(pod.name, pod.namespace, pod.uid, pod.container, pod_labels),
+        metadata.image_digest,
     )
 
 

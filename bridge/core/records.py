@@ -85,6 +85,9 @@ class Container(Struct, frozen=True):
     labels: Annotated[Labels | None, _about("Labels after the label rules; null if unknown or dropped.")]
     labels_dropped: Annotated[bool, _about("Whether labels were dropped because the record would be too large.")]
     pod: Annotated[Pod | None, _about("The Kubernetes pod; null outside of Kubernetes.")]
+    image_digest: Annotated[
+        str | None, _about("Digest that the image's name pointed to when the container was created; null if unknown.")
+    ] = None
 
 
 class Start(Struct, frozen=True):

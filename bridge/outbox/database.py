@@ -82,6 +82,18 @@ class DatabaseRemovedError(Exception):
     """The file was removed or replaced."""
 
 
+def require_inode(path: Path, inode: int) -> None:
+    """Check that the file at a path is still the one with this inode number.
+
+    Raises:
+        DatabaseRemovedError: There is none, or another one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            return
+    raise DatabaseRemovedError
+
+
 def validate_database(path: Path) -> None:
     """Check the format of a database file that no process has open, without changing the file or its WAL.
 
@@ -105,7 +117,7 @@ class Database(ChunkReader):
             UnknownFormatError, NewerFormatError: see ``detect_format``.
         """
         self._path = path
-        self._inode = path.stat().st_ino
+        self.inode = path.stat().st_ino
         self._created = creation_time(path)
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         self._execute = self._connection.execute
@@ -229,8 +241,7 @@ class Database(ChunkReader):
         Raises:
             DatabaseRemovedError: The file was removed, so the data is lost when this process ends.
         """
-        if not self._path.exists() or self._path.stat().st_ino != self._inode:
-            raise DatabaseRemovedError
+        require_inode(self._path, self.inode)
         self._execute("INSERT OR REPLACE INTO state VALUES ('uptime', ?)", (uptime,))
 
     def save_reset(self, last_written: int) -> None:

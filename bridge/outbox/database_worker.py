@@ -20,7 +20,7 @@ from bridge.core.errors import BridgeError, StateError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
 from bridge.outbox.chunks import CorruptDatabaseError, LoadedState
-from bridge.outbox.database import Database, DatabaseRemovedError, validate_database
+from bridge.outbox.database import Database, DatabaseRemovedError, require_inode, validate_database
 from bridge.outbox.schema import MIGRATIONS, NewerFormatError, UnknownFormatError
 from bridge.outbox.state_directory import TRANSIENT_ERRNOS, StateDirectory
 from bridge.retry import Backoff, Failure, retry_until_success
@@ -78,7 +78,8 @@ class DatabaseWorker:
         self._clock = clock
         self._on_wait = on_wait
         self._worker = BlockingWorker("outbox")
-        self._database: Database | None = None  # used by the thread only, like the next attribute
+        self._database: Database | None = None  # used by the thread only, like the next two attributes
+        self._inode = 0  # of the file that was opened at the start
         self._fatal_error: StateError | None = None
         self._rate_limiter = RateLimiter(clock)
 
@@ -210,6 +211,7 @@ class DatabaseWorker:
         if not state.queues and (quarantined := self._directory.last_quarantined()) is not None:
             database.save_reset(quarantined.stat().st_mtime_ns)
             state = database.load()
+        self._inode = database.inode
         return state
 
     def _run_job(self, job: Callable[[Database], T]) -> T:
@@ -217,6 +219,7 @@ class DatabaseWorker:
             raise self._fatal_error
         try:
             if self._database is None:
+                require_inode(self._directory.database, self._inode)
                 self._database = Database(self._directory.database)
             return job(self._database)
         except DatabaseRemovedError as error:
@@ -228,15 +231,23 @@ class DatabaseWorker:
             self._close_database()
             if not _is_corruption(error):
                 raise _transient_error(error, self._directory) from error
-            quarantined = self._directory.quarantine()
-            self._fatal_error = StateError(
-                f"{self._directory.database}: corrupt ({error}), quarantined as {quarantined.name}; "
-                "restart whalebridge to start with a new database and a snapshot"
-            )
+            self._fatal_error = self._quarantine(error)
             raise self._fatal_error from error
         except BaseException:
             self._close_database()  # otherwise the next job would be within this transaction
             raise
+
+    def _quarantine(self, corruption: Exception) -> StateError:
+        """Quarantine the file; return the error for all further jobs."""
+        corrupt = f"{self._directory.database}: corrupt ({corruption})"
+        try:
+            quarantined = self._directory.quarantine()
+        except OSError as error:  # such as of a failing disk that the kernel has made read-only
+            return StateError(f"{corrupt}, cannot be quarantined: {error.strerror}; check the disk")
+        return StateError(
+            f"{corrupt}, quarantined as {quarantined.name}; "
+            "restart whalebridge to start with a new database and a snapshot"
+        )
 
     def _close_database(self) -> None:
         if self._database is not None:

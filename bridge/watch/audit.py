@@ -79,6 +79,8 @@ class Auditor:
         if gap.reason != "audit":  # consumers need a snapshot of these namespaces, too
             self._connection.unlisted_namespaces = set(listing.failed)
         await state.cri.complete(listing)
+        if filters_changed:
+            await state.image_digests.complete(listing.containers)
         keys = self._find_mismatches(listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)

@@ -20,6 +20,7 @@ from bridge.telemetry.counters import Counters
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.cri import CRI
 from bridge.watch.event_queue import EventQueue
+from bridge.watch.image_digests import ImageDigests
 from bridge.watch.second_bridges import SecondBridges
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequests
@@ -62,6 +63,7 @@ class WatchState:
         self.tracker = Tracker(boot_id, settings.additional_events)
         self.event_queue = EventQueue(self.container, clock, lambda: self.settings)
         self.cri = CRI(client, clock, lambda: self.settings)
+        self.image_digests = ImageDigests(client, clock, self._known_metadata)
         self.pending: list[Transition] = []
         self.watermark_at: int | None = None
         self.verified_at: int | None = None
@@ -98,14 +100,20 @@ class WatchState:
         self.pending = [transition.with_label_rules(rules) for transition in self.pending]
 
     async def container(self, key: ContainerKey) -> Metadata | None:
-        """Return a container's current metadata, with the labels of its pod if only CRI knows them.
+        """Return a container's current metadata, with its image's digest, and labels of its pod that only CRI knows.
 
         Errors are those of ``EngineClient.container``.
         """
         metadata = await self.client.container(key)
-        if metadata is None or metadata.kind == "sandbox" or self.tracker.pod_labels(metadata) is not None:
-            return metadata
-        return await self.cri.with_pod_labels(metadata)
+        if metadata is None:
+            return None
+        if metadata.kind != "sandbox" and self.tracker.pod_labels(metadata) is None:
+            metadata = await self.cri.with_pod_labels(metadata)
+        return await self.image_digests.add(metadata)
+
+    def _known_metadata(self, key: ContainerKey) -> Metadata | None:
+        entry = self.tracker.find(key)
+        return None if entry is None else entry.metadata
 
     def replace_tracker(self, tracker: Tracker) -> None:
         """Replace the tracker, and keep its counts."""

@@ -48,6 +48,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     gap = Gap(reason, since, state.clock.now().wall)
     listing = await list_containers(state.client, state.clock, settings)
     await state.cri.complete(listing)
+    await state.image_digests.complete(listing.containers)
     listing.exits |= await state.cri.recorded_exits(find_unknown_exits(state.tracker, listing))
     watermark = await connection.pass_marker()  # high watermark
 

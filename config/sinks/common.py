@@ -9,7 +9,16 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, SecretStr, model_validator
 
-from config.fields import CommaSeparated, FilePath, LowercaseStr, SettingsModel, field, mutually_exclusive, non_empty
+from config.fields import (
+    CommaSeparated,
+    FilePath,
+    LowercaseStr,
+    SettingsModel,
+    field,
+    is_host,
+    mutually_exclusive,
+    non_empty,
+)
 
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::(?P<port>\d{1,5}))?")
 _MAX_PORT = 65535
@@ -100,7 +109,7 @@ class TlsSettings(SettingsModel):
 
 def _check_server(value: str) -> str:
     match = _SERVER.fullmatch(value)
-    if not match or not 0 < int(match["port"] or 1) <= _MAX_PORT:
+    if not match or not 0 < int(match["port"] or 1) <= _MAX_PORT or not is_host(match["host"]):
         # The text is not repeated: it may contain a password.
         raise ValueError("invalid server address; use HOST:PORT, or [ADDRESS]:PORT for IPv6, without credentials")
     return value

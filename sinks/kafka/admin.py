@@ -40,6 +40,7 @@ _POLL_SECONDS = 0.1
 _log = structlog.get_logger(__name__)
 _NONEXISTENT_PARTITION = 2**31 - 1  # no topic has so many
 _TOPIC_RESOURCE = 2  # Kafka's number for this resource type
+_MAX_RETENTION_MS = timedelta.max // timedelta(milliseconds=1)  # above, it is as good as none, like Kafka's 2**63 - 1
 _TOPIC_CONFIGS = ["cleanup.policy", "max.message.bytes", "retention.ms"]
 
 
@@ -168,7 +169,7 @@ class AdminClient:
         configs = await self._topic_configs(name)
         size, cleanup = configs.get("max.message.bytes"), configs.get("cleanup.policy")
         retention_ms = int(configs.get("retention.ms") or -1)
-        expires = retention_ms >= 0 and cleanup is not None and "delete" in cleanup
+        expires = 0 <= retention_ms <= _MAX_RETENTION_MS and cleanup is not None and "delete" in cleanup
         return Topic(
             name,
             metadata.partitions,

@@ -24,6 +24,7 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 
 from bridge.core.errors import TransientError
 from bridge.task_groups import completes_within, with_timeout
+from sinks.credentials import abort_transport
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -115,7 +116,7 @@ async def abort(connection: AIOKafkaConnection) -> None:
 
 def _abort_transport(connection: AIOKafkaConnection) -> None:
     if connection._writer is not None:
-        connection._writer.transport.abort()
+        abort_transport(connection._writer.transport)
 
 
 # --- an error that aiokafka does not know (no issue) ---

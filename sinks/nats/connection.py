@@ -33,7 +33,7 @@ from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
 from sinks.credentials import tls_context
 from sinks.nats import auth
-from sinks.nats.errors import ErrorMessages, is_permission_error
+from sinks.nats.errors import PROTOCOL_ERRORS, ErrorMessages, is_permission_error
 from sinks.nats.messages import MessageIds
 from sinks.nats.nats_patches import TlsEnforcingClient
 
@@ -126,7 +126,7 @@ class NatsConnection:
                 )
                 self._inbox = self._client.new_inbox()
                 await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
-        except (OSError, nats.errors.Error) as error:
+        except (OSError, nats.errors.Error, *PROTOCOL_ERRORS) as error:
             cause = last_error if last_error and isinstance(error, nats.errors.NoServersError) else error
             text = self._error_messages.unreachable(cause, requests_certificate=self._client.requests_certificate)
             raise TransientError(text) from cause

@@ -24,6 +24,9 @@ _AUTH_ERRORS = (
     "authentication revoked",
     "authentication timeout",
 )
+PROTOCOL_ERRORS = (ValueError, TypeError, AttributeError)
+"""Errors of nats-py in ``connect`` if the peer violates the protocol."""
+
 _JETSTREAM_DISABLED = (10039, 10076)
 
 
@@ -71,6 +74,8 @@ class ErrorMessages(NamedTuple):
                 text = f"{where}: TLS handshake failed: {reason}; check whether the port uses TLS"
             case OSError():
                 text = f"{where} is unreachable: {one_line(error.strerror or error)}"
+            case ValueError() | TypeError() | AttributeError():
+                text = f"{where} violates the protocol ({one_line(error)}); check whether the port is that of NATS"
             case _:
                 text = self._rejected(error)
         return text

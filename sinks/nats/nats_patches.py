@@ -12,6 +12,8 @@ import nats.errors
 from nats.aio.client import Client
 from nats.protocol.command import hpub_cmd
 
+from sinks.credentials import abort_transport
+
 
 class TlsEnforcingClient(Client):
     """Enforces TLS if it is required, and can be aborted."""
@@ -48,4 +50,4 @@ class TlsEnforcingClient(Client):
         """Drop the connection, which ends all pending reads and writes; ``close()`` waits until unsent data is sent."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
-            writer.transport.abort()
+            abort_transport(writer.transport)

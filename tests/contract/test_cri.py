@@ -153,9 +153,9 @@ async def test_cri_reads_return_what_the_bridge_needs(containerd: CRIContainerd,
                     assert before < exited_at < time.time_ns()
                 assert await client.recorded_exit(running, 10) is None
                 assert await client.recorded_exit(ContainerKey(KUBERNETES_NAMESPACE, "unknown"), 10) is None
-                for uid in ("", "uid-web"):
-                    assert await client.pod_labels(10, uid) == {"uid-web": {"app": "web"}}
-                assert await client.pod_labels(10, "uid") == {}
+                for uids in ((), ("uid-web",), ("uid-web", "uid")):
+                    assert await client.pod_labels(uids, 10) == {"uid-web": {"app": "web"}}
+                assert await client.pod_labels(["uid"], 10) == {}
                 metadata = await client.container(ContainerKey(KUBERNETES_NAMESPACE, pod[0]))
                 assert metadata is not None
                 assert metadata.pod_labels == {"app": "web", **image.LABELS}
@@ -170,7 +170,7 @@ async def test_cri_reads_return_what_the_bridge_needs(containerd: CRIContainerd,
         assert canaries.find_leaks(passed) == []
     await asyncio.to_thread(containerd.remove_pod, pod[0])
     async with ContainerdClient(containerd.address, LabelRules.keep_all()) as client:
-        assert (await client.exited_containers(10), await client.pod_labels(10)) == ([], {})
+        assert (await client.exited_containers(10), await client.pod_labels((), 10)) == ([], {})
 
 
 async def wait_exited(client: ContainerdClient, count: int) -> None:

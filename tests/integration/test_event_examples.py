@@ -33,7 +33,7 @@ containers: {{additional_events: [renamed]}}
 # Fields whose values differ between runs; whether they are null does not.
 VARYING_FIELDS = {
     *("timestamp", "created_at", "at", "since", "until", "epoch", "sequence", "first", "last"),
-    *("id", "pid", "incarnation", "api"),
+    *("id", "pid", "incarnation", "api", "image_digest"),
 }
 
 

@@ -117,7 +117,11 @@ def import_busybox(directory: Path) -> str:
 
 
 def with_host(container: ContainerT, directory: Path) -> ContainerT:
-    """Mount this machine's root directory, of which only a directory can be written."""
+    """Mount this machine's root directory, of which only a directory can be written.
+
+    The host name is in the machine's /etc/hosts: Java looks up its own, and a name server cannot be reached.
+    """
+    container.with_kwargs(hostname="localhost")
     container.with_volume_mapping("/", "/host", "ro")
     container.with_volume_mapping(str(directory), f"/host{directory}", "rw")
     return container

@@ -111,6 +111,7 @@ def test_pod_containers_are_published_with_pod_and_exit_status(node: Node, strea
         assert (pod_info["namespace"], pod_info["uid"]) == ("default", item["metadata"]["uid"])
         assert pod_info["labels"]["app"] == "several"
         assert record["host"] == NODE_NAME
+        assert record["container"]["image_digest"] == node.image_digest(record["container"]["image"], "k8s.io")
         if record["type"] == "exited":
             assert record["exit"]["status"] == code
 

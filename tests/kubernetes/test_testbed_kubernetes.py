@@ -14,24 +14,22 @@ from tests.testbed.process import pids_with_arguments
 
 def test_testbed_node_becomes_ready_and_leaves_nothing_behind(require_as_root: Callable[..., None]) -> None:
     require_as_root(*COMPONENTS)
-    before = links()
     earlier = set(pids_with_arguments("sleep", "2000000000"))  # of an earlier node, still exiting
     with Node() as node:
         node.apply(pod("one", container("main", "sleep 1000"), restart="Always"))
         eventually(lambda: node.get("pod", "one")["status"]["phase"] == "Running", "a pod to run", within=90)
         name = node.directory.name
         assert [path for path in cgroups() if path.endswith(f"/{name}/kubepods")]
-        (link,) = links() - before
+        assert link(node).exists()
     assert not node.directory.exists()
     assert not [path for path in cgroups() if name in path.split("/")]
     eventually(lambda: not set(pids_with_arguments("sleep", "2000000000")) - earlier, "the exit of the sandbox")
     assert name not in Path("/proc/self/mountinfo").read_text()
-    assert link not in links()
+    assert not link(node).exists()
 
 
-def links() -> set[str]:
-    """Return the network links of nodes; other links may change meanwhile."""
-    return {path.name for path in Path("/sys/class/net").glob("whale*")}
+def link(node: Node) -> Path:
+    return Path("/sys/class/net", node.link)
 
 
 def cgroups() -> list[str]:

@@ -24,6 +24,7 @@ from bridge.containerd.protos import (
     cri_pb2,
     events_pb2,
     health_pb2,
+    images_pb2,
     introspection_pb2,
     namespaces_pb2,
     process_pb2,
@@ -46,6 +47,7 @@ Unary = Callable[[Any, str], Awaitable[Message | bytes]]
 Streaming = Callable[[Any, str], AsyncIterator[bytes]]
 _REQUESTS: dict[str, type[Message]] = {  # of the methods whose requests have fields
     methods.CONTAINER.path: containers_pb2.GetContainerRequest,
+    methods.IMAGE.path: images_pb2.GetImageRequest,
     methods.TASK.path: tasks_pb2.GetRequest,
     methods.WAIT.path: tasks_pb2.WaitRequest,
     methods.CRI_CONTAINERS.path: cri_pb2.ListContainersRequest,
@@ -80,6 +82,7 @@ class SimulatedContainerd:
             methods.CONTAINER.path: self._container,
             methods.CONTAINERS.path: self._containers,
             methods.CONTAINERS_STREAM.path: self._containers_stream,
+            methods.IMAGE.path: self._image,
             methods.TASK.path: self._task,
             methods.TASKS.path: self._tasks,
             methods.WAIT.path: self._wait,
@@ -207,14 +210,15 @@ class SimulatedContainerd:
 
     async def _containers(self, _: object, namespace: str) -> bytes:
         response = b"".join(self._encoded_containers(namespace))
-        if len(response) > MAX_MESSAGE_BYTES:
-            details = f"trying to send message larger than max ({len(response)} vs. {MAX_MESSAGE_BYTES})"
-            raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+        _check_size(len(response))
         return response
 
     async def _containers_stream(self, _: object, namespace: str) -> AsyncIterator[bytes]:
         for message in self._encoded_containers(namespace):
             yield message
+
+    async def _image(self, request: images_pb2.GetImageRequest, namespace: str) -> Message:
+        return images_pb2.GetImageResponse(image=self.state.image(namespace, request.name.decode()))
 
     async def _tasks(self, _: object, namespace: str) -> Message:
         response = tasks_pb2.ListTasksResponse()
@@ -263,7 +267,10 @@ class SimulatedContainerd:
 
     async def _cri_status(self, request: cri_pb2.ContainerStatusRequest, _: str) -> Message | bytes:
         self._require_cri()
-        container = self.state.container(ContainerKey("k8s.io", request.container_id))
+        key = ContainerKey("k8s.io", request.container_id)
+        if key in self.faults.hung_records:
+            await asyncio.Event().wait()
+        container = self.state.container(key)
         if CRI_KIND_LABEL not in container.labels:
             raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f"container {container.id} not found")
         response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
@@ -282,7 +289,9 @@ class SimulatedContainerd:
             )
             for number, pod in enumerate(pods, 1)
         ]
-        return cri_pb2.ListPodSandboxResponse(items=reversed(items))
+        response = cri_pb2.ListPodSandboxResponse(items=reversed(items))
+        _check_size(response.ByteSize())
+        return response
 
     def _require_cri(self) -> None:
         if not self.state.has_cri:
@@ -308,6 +317,12 @@ class SimulatedContainerd:
             self.state.listeners.remove(queue.put_nowait)
         if self._server is None:
             raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the simulator is stopping")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_MESSAGE_BYTES:
+        details = f"trying to send message larger than max ({size} vs. {MAX_MESSAGE_BYTES})"
+        raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
 
 
 def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool]:

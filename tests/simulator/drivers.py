@@ -56,6 +56,9 @@ class Driver(Protocol):
     async def delete(self, id_: str) -> None:
         """Delete a container."""
 
+    async def tag(self, name: str) -> str:
+        """Make a name point to an image, which may be the same as before; return the digest."""
+
     async def hang_shim(self, id_: str, *, hung: bool) -> None:
         """Suspend or resume the shim of a container."""
 
@@ -107,6 +110,10 @@ class RealDriver:
 
     async def delete(self, id_: str) -> None:
         await self._ctr("containers", "delete", id_)
+
+    async def tag(self, name: str) -> str:
+        await self._ctr("images", "tag", "--force", IMAGE, name)
+        return await asyncio.to_thread(self._engine.image_digest, IMAGE, self.namespace)
 
     async def hang_shim(self, id_: str, *, hung: bool) -> None:
         for pid in self._engine.shim_pids(self.namespace, id_):
@@ -162,6 +169,11 @@ class SimulatedDriver:
 
     async def delete(self, id_: str) -> None:
         self._state.delete(self._key(id_))
+
+    async def tag(self, name: str) -> str:
+        digest = f"sha256:{1:064x}"
+        self._state.tag(self.namespace, digest, name)
+        return digest
 
     async def hang_shim(self, id_: str, *, hung: bool) -> None:
         shims = self._engine.faults.hung_shims

@@ -26,6 +26,8 @@ class Faults:
     """By method: called when the response is ready but not sent yet, to provoke races."""
     hung_shims: set[ContainerKey] = field(default_factory=set)
     """Containers whose shims do not respond: containerd 1.6 lists their tasks as UNKNOWN, 2.4 omits them."""
+    hung_records: set[ContainerKey] = field(default_factory=set)
+    """Containers whose status CRI does not return."""
     unlisted_tasks: set[ContainerKey] = field(default_factory=set)
     """Containers whose tasks are missing from listings."""
     drop_published: bool = False
@@ -39,5 +41,6 @@ class Faults:
 
     def release(self) -> None:
         """Continue all hanging calls."""
+        self.hung_records.clear()
         while self.hanging:
             self.hanging.popitem()[1].set()

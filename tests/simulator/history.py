@@ -38,7 +38,7 @@ from tests.simulator.containerd import SimulatedContainerd
 from tests.simulator.disk import Disk, SimulatedOutbox, dead_letters_on, stored_exits
 from tests.simulator.faults import ALL
 from tests.simulator.shims import ObservedState, run_id
-from tests.simulator.state import SimulatedRpcError
+from tests.simulator.state import IMAGE, SimulatedRpcError
 from tests.virtual_time import VirtualClock, VirtualTimeLoop
 
 HOST = "node-1"
@@ -227,6 +227,7 @@ class World:
         self.documents: dict[tuple[int, int], bytes] = {}
         self.violations: list[str] = []
         self.clock_stepped = False
+        self._image_rng = Random(f"{seed}/images")  # noqa: S311
         self.kinds = {kind for kind in _OPERATIONS if rng.random() < 0.5} | {"move", "burst", "short run"}
         if self.disk is None:
             self.kinds.discard("clock step")  # epochs may not grow then
@@ -272,8 +273,18 @@ class World:
             result = getattr(self, "_" + kind.replace(" ", "_"))()
             if result is not None:
                 await result
+            self._change_images()
             await self._pass_time(self.rng.choice((0, 0, 0.001, 0.05, 1, 8, 40)))
         await self._quiesce()
+
+    def _change_images(self) -> None:
+        """Let the names of images point elsewhere or nowhere, with random numbers that nothing else depends on."""
+        rng = self._image_rng
+        for namespace in ("default", "shop", "k8s.io"):
+            if rng.random() < 0.2:
+                self.state.tag(namespace, f"sha256:{rng.randrange(4):064x}")
+            elif rng.random() < 0.05:
+                self.state.images.pop((namespace, IMAGE), None)
 
     def start_bridge(self) -> None:
         self._bridges += 1

@@ -49,6 +49,7 @@ def check_promises(world: World) -> list[str]:
         check_gaps,
         check_runs,
         check_recorded,
+        check_image_digests,
         check_secrets,
         check_audit,
         check_exit_counts,
@@ -406,6 +407,18 @@ def check_audit(world: World) -> Iterator[str]:
 
 
 # --- P9: secrets ---
+
+
+def check_image_digests(world: World) -> Iterator[str]:
+    """A digest is what the name of the image pointed to when the container was created."""
+    if world.clock_stepped:
+        return  # times prove nothing then
+    for _, record in world.committed:
+        container = record["container"]
+        if container and (digest := container["image_digest"]) is not None:
+            true = world.state.image_digests.get((record["id"], container["created_at"]))
+            if digest != true:
+                yield f"P7: {record['id']} at {position_of(record)} has {digest}, not {true}"
 
 
 def check_secrets(world: World) -> Iterator[str]:

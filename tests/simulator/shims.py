@@ -76,7 +76,8 @@ class ObservedState(State):
     The probabilities are those of each event of a shim. Shims in ``silent`` send nothing. While ``lagging``, events
     wait in containerd's queues, and are gone with the connection. ``missed`` are the times of events without a
     subscriber. ``process`` is the number of the running bridge. ``labels`` are the names of the labels with which
-    containers of an id were created.
+    containers of an id were created. ``image_digests`` are those that the image's name pointed to when containers were
+    created, by id and time of the creation.
     """
 
     def __init__(self, clock: VirtualClock, rng: Random, trace: Callable[[str], None], *, reuse_pids: bool) -> None:
@@ -90,6 +91,7 @@ class ObservedState(State):
         self._newest_runs: dict[tuple[str, ContainerKey, int], TrueRun] = {}
         self.missed: list[Instant] = []
         self.labels: defaultdict[ContainerKey, set[str]] = defaultdict(set)
+        self.image_digests: dict[tuple[str, str | None], str] = {}
         self._lagged: list[tuple[Listener, Envelope]] = []
         self._lagging = False
         self._shims = 0  # how often all shims were ended
@@ -107,6 +109,11 @@ class ObservedState(State):
     def create(self, key: ContainerKey, labels: Mapping[str, str] | None = None, **options: Any) -> None:
         super().create(key, labels, **options)
         self.labels[key].update(labels or ())
+        container = self.container(key)
+        image = self.images.get((key.namespace, container.image))
+        if image is not None:
+            created = display_id(key), rfc3339(container.created_at)
+            self.image_digests[created] = image.target.digest.decode()
 
     def stop_without_event(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
         task = super().stop_without_event(key, status)

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from bridge.containerd.protos import containers_pb2, cri_pb2, payloads_pb2, process_pb2
+from bridge.containerd.protos import containers_pb2, cri_pb2, images_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.core.containerd_model import ContainerKey, Labels, TaskStatus
 from bridge.core.time import SECOND
@@ -82,13 +82,15 @@ class SimulatedContainer:
 class State:
     """Containers by namespace, the listeners to events (None ends their streams), and a counter of pids.
 
-    ``dropped_topics`` are the topics of events that the shims do not send. ``has_cri``: CRI remembers the containers of
-    namespace ``k8s.io`` until they are deleted. ``pods``: the labels of CRI's pods, in the order of creation.
+    ``images`` are the images by namespace and name. ``dropped_topics`` are the topics of events that the shims do not
+    send. ``has_cri``: CRI remembers the containers of namespace ``k8s.io`` until they are deleted. ``pods``: the labels
+    of CRI's pods, in the order of creation.
     """
 
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
         self.now = now
         self.namespaces: dict[str, dict[str, SimulatedContainer]] = {}
+        self.images: dict[tuple[str, str], images_pb2.Image] = {}
         self.listeners: list[Callable[[Envelope | None], None]] = []
         self.dropped_topics: set[str] = set()
         self.has_cri = False
@@ -112,6 +114,12 @@ class State:
         self.namespaces.setdefault(key.namespace, {})[key.id] = container
         payload = payloads_pb2.ContainerCreate(id=key.id, image=image.encode(), runtime={"name": runtime.encode()})
         self.publish(key.namespace, "/containers/create", payload)
+
+    def tag(self, namespace: str, digest: str, name: str = IMAGE, updated_at: int | None = None) -> None:
+        """Make the name of an image point to a digest, without an event."""
+        image = images_pb2.Image(target={"digest": digest.encode()})
+        image.updated_at.CopyFrom(stamp(type(image.updated_at), updated_at or self.now()))
+        self.images[namespace, name] = image
 
     def relabel(self, key: ContainerKey, labels: Mapping[str, str]) -> None:
         """Replace the labels of a container."""
@@ -260,6 +268,12 @@ class State:
                 grpc.StatusCode.NOT_FOUND, f'container "{key.id}" in namespace "{key.namespace}": not found'
             )
         return container
+
+    def image(self, namespace: str, name: str) -> images_pb2.Image:
+        """Return an image."""
+        if (namespace, name) not in self.images:
+            raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f'image "{name}": not found')
+        return self.images[namespace, name]
 
     def task(self, key: ContainerKey) -> SimulatedTask:
         """Return a container's task."""

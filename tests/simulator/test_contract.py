@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -206,6 +207,20 @@ class Contract:
         assert isinstance(deleted, ContainerDeleted)
         assert updated.labels == relabeled.labels
         assert created.key == updated.key == deleted.key == key
+
+    async def test_image_has_digest_and_time_of_last_change(self, driver: Driver, client: ContainerdClient) -> None:
+        name, before = f"example.com/{unique('image')}:1", time.time_ns()
+        assert await client.image(driver.namespace, name, 20) is None
+        digest = await driver.tag(name)
+        image = await client.image(driver.namespace, name, 20)
+        assert image is not None
+        assert image.updated_at is not None
+        assert (image.digest, before < image.updated_at < time.time_ns()) == (digest, True)
+        await driver.tag(name)  # the same digest again
+        changed = await client.image(driver.namespace, name, 20)
+        assert changed is not None
+        assert changed.updated_at is not None
+        assert (changed.digest, changed.updated_at > image.updated_at) == (digest, True)
 
     async def test_missing_task_or_container_is_none(self, driver: Driver, client: ContainerdClient) -> None:
         never_run, task_deleted = unique("container"), unique("deleted")

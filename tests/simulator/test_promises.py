@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from bridge.core import reconcile
 from bridge.core.container_state import Transition
 from bridge.core.container_store import ContainerStore
-from bridge.core.containerd_model import ContainerEvent, ContainerKey, Instant, Metadata, Task
+from bridge.core.containerd_model import ContainerEvent, ContainerKey, Image, Instant, Metadata, Task
 from bridge.core.errors import BridgeError
 from bridge.core.exit_counts import ExitCounts
 from bridge.core.label_rules import LabelRules
@@ -27,7 +28,7 @@ from bridge.delivery.pump import Pump
 from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
 from bridge.outbox.writer import Writer
-from bridge.watch import audit, follow, recovery, sync
+from bridge.watch import audit, follow, image_digests, recovery, sync
 from bridge.watch.cri import CRI
 from bridge.watch.event_queue import EventQueue
 from bridge.watch.follow import Connection
@@ -175,6 +176,10 @@ def keep_first_metadata(store: ContainerStore, metadata: Metadata) -> None:
         _update_metadata(store, metadata)
 
 
+def trust_image(metadata: Metadata, image: Image | None, _: int) -> Metadata:
+    return metadata if image is None else replace(metadata, image_digest=image.digest)
+
+
 async def publish_backwards(pump: Any, batch: Sequence[Record]) -> None:
     await pump._sink.publish(batch[::-1])
 
@@ -232,6 +237,7 @@ MUTANTS = [
     ),
     Mutant("ignores CRI's records", "P6", {(CRI, "recorded_exits"): find_no_records}),
     Mutant("keeps the first metadata", "P7", {(ContainerStore, "update_metadata"): keep_first_metadata}),
+    Mutant("ignores when an image was changed", "P7", {(image_digests, "with_image_digest"): trust_image}),
     Mutant("receives no faster than it writes", "P8", {(EventQueue, "put"): receive_and_process}),
     Mutant("ignores the limits", "P8", {(Limits, "overflow"): lambda *_: (0, 0)}),
     Mutant("ignores the label rules", "P9", {(LabelRules, "apply"): lambda _, labels: dict(labels)}),

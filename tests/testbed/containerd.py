@@ -154,6 +154,11 @@ class Containerd(Daemon, Closing):
             archive.write_bytes(image.oci_archive(busybox_path()))
         self.ctr("images", "import", str(archive), namespace=namespace)
 
+    def image_digest(self, name: str, namespace: str = "default") -> str:
+        """Return the digest that the name of an image points to."""
+        (line,) = self.ctr("images", "ls", f"name=={name}", namespace=namespace).stdout.splitlines()[1:]
+        return next(word for word in line.split() if word.startswith("sha256:"))
+
     def run(self, id_: str, *command: str, namespace: str = "default", labels: Mapping[str, str] | None = None) -> None:
         """Run a container of the busybox image in the background with `ctr run --detach`."""
         options = [f"--label={key}={value}" for key, value in (labels or {}).items()]

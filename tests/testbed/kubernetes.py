@@ -70,7 +70,7 @@ class Node(Containerd):
         used = {link.name for link in Path("/sys/class/net").glob("whale*")}  # by other nodes
         free = [number for number in range(512) if f"whale{number}" not in used]
         network = random.choice(free)  # noqa: S311 - no secret
-        self._link = f"whale{network}"
+        self.link = f"whale{network}"
         self._net = f"198.{18 + network // 256}.{network % 256}"  # reserved for tests (RFC 2544)
         self.ip = f"{self._net}.2"
         self.audit = self.directory / "audit.jsonl"
@@ -153,9 +153,9 @@ class Node(Containerd):
         self._sandbox = self._start_sandbox()
         (self.directory / LINKS_FILE).write_text("eth0\n")  # deleting one end of the pair deletes both
         peer = ["peer", "name", "eth0", "netns", str(self._sandbox.pid)]
-        run(["ip", "link", "add", self._link, "type", "veth", *peer])
-        run(["ip", "address", "add", f"{self._net}.1/24", "dev", self._link])
-        run(["ip", "link", "set", self._link, "up"])
+        run(["ip", "link", "add", self.link, "type", "veth", *peer])
+        run(["ip", "address", "add", f"{self._net}.1/24", "dev", self.link])
+        run(["ip", "link", "set", self.link, "up"])
         run(self.sandboxed_command("ip", "link", "set", "lo", "up"))
         run(self.sandboxed_command("ip", "address", "add", f"{self.ip}/24", "dev", "eth0"))
         run(self.sandboxed_command("ip", "link", "set", "eth0", "up"))

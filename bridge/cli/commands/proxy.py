@@ -15,6 +15,7 @@ from bridge.cli.errors import FAILED, CommandError
 
 DEFAULT_CONTAINERD = "/run/containerd/containerd.sock"
 DEFAULT_LISTEN = "/run/whalebridge/proxy/containerd.sock"
+_MAX_GROUP = 2**32 - 2  # of Linux; the next number stands for none
 
 
 def proxy(
@@ -70,8 +71,10 @@ def _parse_mode(text: str) -> int:
 
 
 def _parse_group(text: str | None) -> int | None:
-    if text is None or text.isdecimal():
-        return None if text is None else int(text)
+    if text is None:
+        return None
+    if re.fullmatch("[0-9]{1,10}", text) and int(text) <= _MAX_GROUP:
+        return int(text)
     import grp
 
     try:

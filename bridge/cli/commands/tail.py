@@ -175,4 +175,4 @@ class RecordFilter(NamedTuple):
 
 
 def _format_timestamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return moment.astimezone(UTC).isoformat()[:_SECOND_LENGTH]  # strftime writes years before 1000 without zeros

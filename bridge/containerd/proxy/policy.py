@@ -19,7 +19,7 @@ from grpc import StatusCode
 from bridge.containerd import methods
 from bridge.containerd.decode import MARKER_TOPIC_PREFIX
 from bridge.containerd.event_stream import FILTERS
-from bridge.containerd.protos import containers_pb2, cri_pb2, health_pb2, namespaces_pb2, tasks_pb2
+from bridge.containerd.protos import containers_pb2, cri_pb2, health_pb2, images_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
 
 _MAX_NAMESPACE_LENGTH = 76  # containerd's limit
@@ -82,6 +82,7 @@ POLICIES = (
     Policy(methods.CONTAINERS, containers_pb2.ListContainersRequest, large_response=True),
     Policy(methods.CONTAINERS_STREAM, containers_pb2.ListContainersRequest, large_response=True),
     Policy(methods.CONTAINER, containers_pb2.GetContainerRequest, ("id",)),
+    Policy(methods.IMAGE, images_pb2.GetImageRequest, ("name",)),
     Policy(methods.TASKS, tasks_pb2.ListTasksRequest, large_response=True),
     Policy(methods.TASK, tasks_pb2.GetRequest, ("container_id",)),
     Policy(methods.WAIT, tasks_pb2.WaitRequest, ("container_id",)),

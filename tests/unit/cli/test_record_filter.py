@@ -29,6 +29,7 @@ HEARTBEAT = decode(control_record(1, "heartbeat").data)[0]
         {"types": ["started", "exited"]},
         {"since": datetime(2026, 11, 23, 15, 21, 8, tzinfo=UTC)},
         {"since": datetime.fromisoformat("2026-11-23T16:21:08+01:00")},
+        {"since": datetime(301, 1, 1, tzinfo=UTC)},
     ],
 )
 def test_record_filter_accepts_matching_record(filters: dict[str, Any]) -> None:

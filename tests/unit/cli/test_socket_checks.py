@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import socket_checks
+from bridge.cli import preflight, socket_checks
 from bridge.cli.check_results import CheckResult
 from bridge.cli.preflight import file_system_type
 from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS, inspect_socket
+from config.settings import Settings
 from tests.golden import Golden
 
 
@@ -122,12 +123,13 @@ def test_permission_error_explains_socket_mode(tmp_path: Path, golden: Golden) -
 
 # --- file systems ---
 
-MOUNTS = r"""
+MOUNTS = """
 22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:21 / /var/lib rw - xfs /dev/vdb rw
-24 23 0:22 / /var/lib/with\040blank rw - tmpfs tmpfs rw
+24 23 0:22 / /var/lib/with\\040blank rw - tmpfs tmpfs rw
 25 23 0:23 / /var/lib/share rw - ext4 /dev/vdc rw
 26 23 0:24 / /var/lib/share rw master:3 - nfs4 server:/share rw
+27 23 0:25 / /var/lib/a\u2028b\u3000c\udcff rw - ramfs ramfs rw
 garbage
 """
 
@@ -140,6 +142,7 @@ garbage
         ("/var/library", "ext4"),
         ("/var/lib/with blank/x", "tmpfs"),
         ("/var/lib/share/a/b", "nfs4"),
+        ("/var/lib/a\u2028b\u3000c\udcff/d", "ramfs"),
     ],
 )
 def test_file_system_is_taken_from_longest_mount_point(path: str, kind: str) -> None:
@@ -151,4 +154,17 @@ def test_file_system_is_empty_without_mounts() -> None:
 
 
 def test_file_system_is_detected_on_current_machine() -> None:
-    assert file_system_type(Path("/proc/self/mountinfo").read_text(), "/proc") == "proc"
+    assert file_system_type(preflight._read_mounts(), "/proc") == "proc"
+
+
+@pytest.mark.parametrize("content", [None, b"27 23 0:25 / /a\xff rw - tmpfs tmpfs rw\n"])
+def test_state_dir_is_checked_without_readable_mounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    """Without /proc, or with a mount point that is not UTF-8."""
+    mounts = tmp_path / "mountinfo"
+    if content is not None:
+        mounts.write_bytes(content)
+    monkeypatch.setattr(preflight, "_MOUNTINFO", mounts)
+    settings = Settings(state_dir=str(tmp_path / "state"))
+    assert preflight._check_state_dir(settings)[0].status == "ok"

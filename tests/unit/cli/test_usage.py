@@ -196,6 +196,7 @@ USAGE = {
         shell("whalebridge proxy --containerd /tmp/a.sock --listen /tmp/a.sock", 1, "/tmp/a.sock"),
         shell("whalebridge proxy --socket-mode rw", 2, "--socket-mode"),
         shell("whalebridge proxy --socket-group no-such-group", 2, "no-such-group"),
+        shell("whalebridge proxy --socket-group 4294967295", 2, "4294967295"),
     ],
     "schema": [
         call("whalebridge schema", 2),

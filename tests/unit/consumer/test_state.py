@@ -288,7 +288,8 @@ def test_state_file_of_other_program_or_version_is_rejected(tmp_path: Path) -> N
     path.write_text(json.dumps(saved | {"format": 9}))
     with pytest.raises(ValueError, match="has format 9; this version reads format 1"):
         State.load(path)
-    for text in (b"", b"[]", b"\xff", path.read_bytes()[:-1]):
+    nested = b'{"new":' + b"[" * 100_000
+    for text in (b"", b"[]", b"\xff", nested, path.read_bytes()[:-1]):
         path.write_bytes(text)
         with pytest.raises(ValueError, match="is not a state that this version can read"):
             State.load(path)

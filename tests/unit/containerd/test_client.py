@@ -19,7 +19,7 @@ from bridge.containerd.connection import Connection
 from bridge.containerd.methods import VERSION
 from bridge.containerd.protos import cri_pb2, health_pb2
 from bridge.containerd.rpc_errors import from_rpc_error
-from bridge.core.containerd_model import ContainerKey, RecordedExit, TaskStatus
+from bridge.core.containerd_model import ContainerKey, Image, RecordedExit, TaskStatus
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
 from bridge.core.label_rules import LabelRules
 from tests.eventually import eventually_async
@@ -151,6 +151,7 @@ CALLS: dict[str, Callable[[ContainerdClient], Awaitable[object]]] = {
     "Namespaces.List": lambda client: client.namespaces(),
     "Containers.List": _list_containers,
     "Containers.Get": lambda client: client.container(KEY),
+    "Images.Get": lambda client: client.image("shop", "busybox", 0.5),
     "Tasks.List": lambda client: client.tasks("shop"),
     "Tasks.Get": lambda client: client.task(KEY),
     "Events.Publish": lambda client: client.publish_marker("n", 1),
@@ -158,8 +159,8 @@ CALLS: dict[str, Callable[[ContainerdClient], Awaitable[object]]] = {
 
 
 def failure(method: str) -> type[BridgeError]:
-    """Return the expected error: unreadable metadata affects one container only, so the call is not retried."""
-    return UnreadableError if method == "Containers.Get" else TransientError
+    """Return the expected error: what affects one container or image only is not retried."""
+    return UnreadableError if method in ("Containers.Get", "Images.Get") else TransientError
 
 
 class TestFailures:
@@ -189,6 +190,7 @@ class TestFailures:
         self, containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
         containerd.state.run(KEY)
+        containerd.state.tag("shop", "sha256:1f", "busybox")
         containerd.faults.unreadable_responses.add(method)
         with golden.error("containerd_errors", f"{method} unreadable", failure(method), method.replace(".", "/")):
             await CALLS[method](client)
@@ -322,6 +324,20 @@ class TestListings:
         assert containerd.calls == []
 
 
+async def test_image_has_digest_and_time_of_last_change(
+    containerd: SimulatedContainerd, client: ContainerdClient
+) -> None:
+    digest = "sha256:" + "1f" * 32
+    containerd.state.tag("shop", digest, "busybox", updated_at=17)
+    assert await client.image("shop", "busybox", 5) == Image(digest, 17)
+    assert await client.image("default", "busybox", 5) is None
+    assert containerd.calls == ["Images.Get"] * 2
+    containerd.state.tag("shop", digest, "busy\ufffdbox")
+    assert await client.image("shop", "busy\ufffdbox", 5) is None  # the container's image may have another name
+    assert await client.image("not a namespace", "busybox", 5) is None
+    assert len(containerd.calls) == 2
+
+
 class TestCRI:
     POD = ContainerKey("k8s.io", "web")
 
@@ -363,7 +379,7 @@ class TestCRI:
     async def test_pod_labels_are_those_of_newest_sandbox_under_rules(
         self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        assert await client.pod_labels(5) == {}
+        assert await client.pod_labels((), 5) == {}
         containerd.state.has_cri = True
         names = {"io.kubernetes.pod.name": "web-0", "io.kubernetes.pod.namespace": "shop"}
         uid = "io.kubernetes.pod.uid"
@@ -373,10 +389,25 @@ class TestCRI:
             {"app": "db", uid: "u2"},
             {"app": "without uid"},
         ]
-        assert await client.pod_labels(5) == {"u1": {"app": "web"}, "u2": {"app": "db"}}
-        assert await client.pod_labels(5, "u2") == {"u2": {"app": "db"}}
+        assert await client.pod_labels((), 5) == {"u1": {"app": "web"}, "u2": {"app": "db"}}
+        assert await client.pod_labels(["u2"], 5) == {"u2": {"app": "db"}}
         client.rules = LabelRules((), (), ())
-        assert await client.pod_labels(5, "u2") == {"u2": {}}
+        assert await client.pod_labels(["u2"], 5) == {"u2": {}}
+
+    async def test_pods_are_requested_one_by_one_if_they_exceed_message(
+        self, containerd: SimulatedContainerd, client: ContainerdClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        containerd.state.has_cri = True
+        containerd.state.pods += [{"io.kubernetes.pod.uid": f"u{number}", "app": "web"} for number in range(20)]
+        monkeypatch.setattr("tests.simulator.containerd.MAX_MESSAGE_BYTES", 500)
+        assert await client.pod_labels(("u3", "u4", "u20"), 5) == {"u3": {"app": "web"}, "u4": {"app": "web"}}
+        assert await client.pod_labels((), 5) == {}
+        containerd.faults.hooks["RuntimeService.ListPodSandbox"] = lambda: containerd.faults.hang(
+            "RuntimeService.ListPodSandbox"
+        )
+        with pytest.raises(TransientError):
+            await client.pod_labels(("u3", "u4", "u5"), 0.2)
+        containerd.faults.release()
 
     @pytest.mark.parametrize(
         ("code", "error_type"),
@@ -398,7 +429,7 @@ class TestCRI:
         with pytest.raises(error_type):
             await client.recorded_exit(self.POD, 5)
         with pytest.raises(error_type):
-            await client.pod_labels(5)
+            await client.pod_labels(["u1"], 5)
 
     async def test_cri_call_times_out(self, containerd: SimulatedContainerd, client: ContainerdClient) -> None:
         containerd.faults.hang("RuntimeService.ListContainers")

@@ -35,6 +35,7 @@ from bridge.core.containerd_model import (
     Instant,
     Metadata,
     PodReference,
+    RecordedExit,
     Task,
     TaskCreated,
     TaskExited,
@@ -53,6 +54,7 @@ from tests.unit.core.harness import BOOT_ID, Harness
 
 STORED_CHECKPOINT = Path(__file__).with_name("stored_checkpoint.json")
 WEB = ContainerKey("shop", "web")
+ENGINE = Engine("c79d280c", "2.4.2", "/run/c.sock", 812)
 NOW = Instant(1_795_447_267_000_000_000, 1_000_000_000_000)
 LATER = Instant(NOW.wall + PENDING_EXIT_NS + 1, NOW.monotonic + PENDING_EXIT_NS + 1)
 
@@ -403,6 +405,32 @@ def test_checkpoint_of_previous_version_is_readable() -> None:
     assert exited.metadata == make_metadata(ContainerKey("shop", "running"), runtime="io.containerd.runc.v2")
 
 
+@pytest.mark.parametrize("version", ["earlier", "later"])
+def test_checkpoint_of_other_version_is_readable(version: str) -> None:
+    """New fields are at the end, with a default, and fields that this version does not know are ignored."""
+    key = ContainerKey("k8s.io", "web")
+    tracker = Tracker(BOOT_ID)
+    tracker.mark_synced(set())
+    tracker.update_metadata(make_metadata(key))
+    tracker.apply_recorded_exit(RecordedExit(key, NOW.wall, 3, NOW.wall), NOW)
+    values = save_changes(tracker)
+    values[checkpoint.HEADER_KEY] = checkpoint.encode_header(CheckpointHeader("node-1", ENGINE, BOOT_ID, "scope", []))
+    for name, value in values.items():
+        fields = msgspec.msgpack.decode(value)
+        if isinstance(fields, dict):
+            fields["new"] = 1
+        elif version == "later":
+            fields[2] = [[*each, "new"] for each in fields[2]]
+            fields.append("new")
+        else:  # before CRI's records, an exited task had no more fields, nor had the state
+            fields[2], fields[21:] = [each[:3] for each in fields[2]], []
+        values[name] = msgspec.msgpack.encode(fields)
+    decoded = checkpoint.decode(values)
+    assert decoded.header is not None
+    assert [entry.state.exited for entry in decoded.entries] == [(ExitedTask(0, NOW.wall, NOW.wall),)]
+    assert decoded.entries[0].metadata == make_metadata(key)
+
+
 # --- changed settings ---
 
 
@@ -502,8 +530,7 @@ def test_label_rules_do_not_restore_pod_of_deleted_sandbox() -> None:
 
 
 def test_checkpoint_restores_position_and_header() -> None:
-    engine = Engine("c79d280c", "2.4.2", "/run/c.sock", 812)
-    header = CheckpointHeader("node-1", engine, BOOT_ID, "scope", ["shop"])
+    header = CheckpointHeader("node-1", ENGINE, BOOT_ID, "scope", ["shop"])
     position = StoredPosition(1_795_447_267_123, 42, NOW.wall)
     values = {checkpoint.HEADER_KEY: checkpoint.encode_header(header)}
     values |= dict([checkpoint.encode_position(header.source, position)])

@@ -2,8 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.container_metadata import build_metadata, display_id, incarnation_id, parse_display_id
-from bridge.core.containerd_model import ContainerKey, PodReference
+from bridge.core.container_metadata import (
+    build_metadata,
+    display_id,
+    incarnation_id,
+    parse_display_id,
+    with_image_digest,
+    with_known_digest,
+)
+from bridge.core.containerd_model import ContainerKey, Image, PodReference
 from bridge.core.label_rules import REDACTED, LabelRules
 
 ALL = LabelRules.keep_all()
@@ -143,3 +150,49 @@ def test_container_with_unknown_labels_is_in_scope() -> None:
         raise AssertionError
 
     assert build_metadata(ContainerKey("shop", "c"), None, LabelRules.keep_all(), fail).in_scope
+
+
+# --- digests of images ---
+
+CREATED_AT = 1_795_447_267_525_245_796
+DIGEST = "sha256:" + "1f" * 32
+
+
+@pytest.mark.parametrize(
+    ("image", "now", "certain"),
+    [
+        pytest.param(Image(DIGEST, CREATED_AT - 1), CREATED_AT + 1, True, id="unchanged since before the creation"),
+        pytest.param(Image(DIGEST, CREATED_AT), CREATED_AT, True, id="changed at the moment of the creation"),
+        pytest.param(Image("sha512:" + "1f" * 64, 1), CREATED_AT, True, id="another algorithm"),
+        pytest.param(Image(DIGEST, CREATED_AT + 1), CREATED_AT + 2, False, id="changed after the creation"),
+        pytest.param(Image(DIGEST, CREATED_AT - 1), CREATED_AT - 1, False, id="clock set back since the creation"),
+        pytest.param(Image(DIGEST, 1_795_447_260_000_000_000), CREATED_AT, False, id="time of a reproducible build"),
+        pytest.param(Image(DIGEST, None), CREATED_AT, False, id="unknown time"),
+        pytest.param(Image("", 1), CREATED_AT, False, id="no digest"),
+        pytest.param(Image(DIGEST + "0", 1), CREATED_AT, False, id="not a digest"),
+        pytest.param(None, CREATED_AT, False, id="no image"),
+    ],
+)
+def test_image_digest_is_set_only_if_certain(image: Image | None, now: int, certain: bool) -> None:
+    metadata = build_metadata(SHOP, {}, ALL, image="busybox", created_at=CREATED_AT)
+    digest = with_image_digest(metadata, image, now).image_digest
+    assert digest == (image.digest if image and certain else None)
+    assert with_image_digest(build_metadata(SHOP, {}, ALL, image="busybox"), image, now).image_digest is None
+
+
+@pytest.mark.parametrize(
+    ("image", "created_at", "digest"),
+    [
+        pytest.param("busybox", CREATED_AT, DIGEST, id="the same container"),
+        pytest.param("busybox", CREATED_AT + 1, None, id="recreated"),
+        pytest.param("alpine", CREATED_AT, None, id="another image"),
+        pytest.param("busybox", None, None, id="unknown"),
+    ],
+)
+def test_known_digest_is_kept_for_same_container(image: str, created_at: int | None, digest: str | None) -> None:
+    before = build_metadata(SHOP, {}, ALL, image="busybox", created_at=CREATED_AT)
+    known = with_image_digest(before, Image(DIGEST, 1), CREATED_AT)
+    metadata = build_metadata(SHOP, {"tier": "back"}, ALL, image=image, created_at=created_at)
+    kept = with_known_digest(metadata, known)
+    assert (kept.image_digest, kept.labels) == (digest, {"tier": "back"})
+    assert with_known_digest(metadata, before) == with_known_digest(metadata, None) == metadata

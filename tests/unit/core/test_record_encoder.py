@@ -34,7 +34,7 @@ SCHEMA = jsonschema.Draft202012Validator(json_schema(), format_checker=jsonschem
 EPOCH = 1_795_447_267_123
 AT = 1_795_447_268_256_344_486
 KNOWN = Metadata(
-    WEB, "web-1", "web-shop", "web", "busybox", "runc", AT - SECOND, AT, {"tier": "front"}, pod=None, pod_labels=None
+    WEB, "web-1", "web-shop", "web", "busybox", "runc", AT - SECOND, AT, {"tier": "front"}, image_digest="sha256:1f"
 )
 GAP = Gap("reconnect", AT - SECOND, AT)
 COVERAGE = SnapshotCoverage(["default", "shop"], ["default"], partial=True)
@@ -127,6 +127,7 @@ def test_snapshot_record_contains_container_fields() -> None:
             "labels": {"tier": "front"},
             "labels_dropped": False,
             "pod": None,
+            "image_digest": "sha256:1f",
         },
         "exit": None,
         "snapshot": None,
@@ -142,6 +143,14 @@ def test_snapshot_record_contains_container_fields() -> None:
         "epoch": EPOCH,
         "sequence": 1,
     }
+
+
+def test_record_without_image_digest_of_earlier_version_is_decoded() -> None:
+    document = decode_valid(make_encoder().encode_transition(present_transition()))
+    del document["container"]["image_digest"]
+    last = parse_record(json.dumps(document).encode())
+    SCHEMA.validate(document)
+    assert decode_valid(heartbeat_record(last, AT, 1, 10.0))["sequence"] == last.sequence
 
 
 @pytest.mark.parametrize(("started_at", "at"), [(AT, "2026-11-23T15:21:08.256344486Z"), (None, None)])

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -698,6 +699,46 @@ async def test_removed_database_file_is_detected(path: Path, golden: Golden) -> 
         clock.advance(61)
         with golden.error("outbox_errors", "removed while in use", StateError, path / "outbox.db"):
             await outbox.append([])
+
+
+def replace_by_copy(file: Path) -> None:
+    shutil.copy(file, file.with_name("copy"))
+    file.with_name("copy").replace(file)
+
+
+@pytest.mark.parametrize("remove", [Path.unlink, replace_by_copy])
+async def test_database_removed_after_failed_write_is_detected(
+    path: Path, disk: type[FailingDatabase], remove: Callable[[Path], None], golden: Golden
+) -> None:
+    """As an operator may do if the disk is full."""
+    clock, factory = ManualClock(), RecordFactory()
+    async with open_outbox(path, clock=clock) as outbox:
+        await outbox.append(factory.started_records(1))
+        disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
+        appending = asyncio.create_task(outbox.append(factory.started_records(1)))
+        await eventually_async(lambda: clock.sleeper_count)
+        remove(path / "outbox.db")
+        disk.error_before_write = None
+        clock.advance(10)
+        with golden.error("outbox_errors", "removed while in use", StateError, path / "outbox.db"):
+            await appending
+
+
+async def test_corrupt_database_is_reported_when_disk_is_read_only(
+    path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
+) -> None:
+    def fail(_: StateDirectory) -> Path:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    async with open_outbox(path) as outbox:
+        await outbox.append(RecordFactory().started_records(5))
+    execute(path, "UPDATE chunks SET documents = zeroblob(length(documents))")
+    monkeypatch.setattr(StateDirectory, "quarantine", fail)
+    async with open_outbox(path) as outbox:
+        with golden.error("outbox_errors", "corrupt on a read-only disk", StateError, path / "outbox.db"):
+            await outbox.read("s", 10)
+        with raises_naming(StateError, path / "outbox.db"):
+            await outbox.append(RecordFactory().started_records(1))
 
 
 async def test_outbox_raises_for_all_callers_when_writer_fails(path: Path, disk: type[FailingDatabase]) -> None:

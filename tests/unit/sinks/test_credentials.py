@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,13 @@ def test_unusable_tls_file_is_named(
     with golden.error("credential_errors", f"tls, {case}", TransientError, *expected, **placeholders) as caught:
         credentials.tls_context(TlsSettings.model_validate({"enabled": True} | tls_options))
     assert SECRET not in str(caught.value)
+
+
+def test_abort_of_closed_tls_transport_is_harmless() -> None:
+    class ClosedTransport(asyncio.Transport):
+        _ssl_protocol: asyncio.Transport | None = None
+
+        def abort(self) -> None:  # as in Python 3.11.2
+            self._ssl_protocol.abort()  # type: ignore[union-attr] # the error of Python 3.11.2
+
+    credentials.abort_transport(ClosedTransport())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -119,11 +120,12 @@ def test_kafka_principal_names_user_or_credential(
 
 
 class Response(NamedTuple):
-    """A response to a metadata request or a create-topic request."""
+    """A response to a request for metadata, for the creation of a topic, or for its configs."""
 
     topics: tuple[Any, ...] = ()
     brokers: tuple[Any, ...] = ((1, "k1", 9092),)
     topic_errors: tuple[Any, ...] = ()
+    resources: tuple[Any, ...] = ()
 
 
 class FakeConnection:
@@ -136,6 +138,7 @@ class FakeConnection:
         return self._responses.pop(0)
 
 
+EXISTING = Response(topics=((0, "events", False, [(0, 0, 1, [1], [1])]),))
 MISSING = Response(topics=((UnknownTopicOrPartitionError.errno, "events", False, []),))
 
 
@@ -181,6 +184,26 @@ async def test_unusable_kafka_topic_error_names_topic_and_remedy(
     cluster = AdminClient(settings(**options), FakeConnection(*responses), SERVER)
     with golden.error("kafka_errors", f"topic, {case}", TransientError, *named):
         await cluster.ensure_topic("events", VirtualClock(), is_compacted=False)
+
+
+@pytest.mark.parametrize(
+    ("retention_ms", "policy", "retention"),
+    [
+        ("60000", "delete", timedelta(minutes=1)),
+        ("60000", "compact,delete", timedelta(minutes=1)),
+        ("60000", "compact", None),
+        ("-1", "delete", None),
+        ("9223372036854775807", "delete", None),  # Java's Long.MAX_VALUE, a usual value for "never"
+    ],
+)
+async def test_kafka_retention_is_none_when_records_never_expire(
+    retention_ms: str, policy: str, retention: timedelta | None
+) -> None:
+    configs = [("cleanup.policy", policy), ("retention.ms", retention_ms)]
+    described = Response(resources=((0, "", 2, "events", configs),))
+    cluster = AdminClient(settings(), FakeConnection(EXISTING, described), SERVER)
+    topic = await cluster.ensure_topic("events", VirtualClock(), is_compacted="compact" in policy)
+    assert topic.retention == retention
 
 
 @pytest.mark.parametrize(

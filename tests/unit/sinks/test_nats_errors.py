@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import ssl
 from datetime import timedelta
@@ -14,12 +15,15 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamConfig, StreamSource
 from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 
+from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
 from config.sinks.nats import NatsAuthSettings, NatsSettings
 from sinks.nats import auth, streams
+from sinks.nats.connection import ServerConnector
 from sinks.nats.errors import ApiResponseError, ErrorMessages, is_permission_error
 from sinks.nats.messages import ApiError, PubAck, decode_ack
 from tests.golden import Golden
+from tests.naming import raises_naming
 
 MESSAGES = ErrorMessages("n1:4222", 5.0, "auth.token_file /run/token", "tls.cert_file /run/cert")
 ANONYMOUS_MESSAGES = ErrorMessages("n1:4222", 5.0, "", "")
@@ -37,6 +41,7 @@ ANONYMOUS_MESSAGES = ErrorMessages("n1:4222", 5.0, "", "")
         (nats.errors.Error("nats: 'User Authentication Expired'"), "auth.token_file /run/token"),
         (nats.errors.Error("nats: 'maximum connections exceeded'"), "maximum connections exceeded"),
         (nats.errors.Error("nats: empty response from server when expecting INFO message"), "handshake_first"),
+        (ValueError("Separator is not found, and chunk exceed the limit"), "protocol"),
     ],
 )
 def test_nats_connection_error_names_server_and_reason(error: Exception, named: str, golden: Golden) -> None:
@@ -44,6 +49,25 @@ def test_nats_connection_error_names_server_and_reason(error: Exception, named: 
     assert "n1:4222" in text
     assert named in text
     golden.entry("nats_errors", f"no connection, {type(error).__name__} {error}".strip(), text)
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(
+    "sent",
+    [b"x" * 200_000, b"INFO 5\r\n", b'INFO {"connect_urls": 5}\r\n', b'INFO {"max_payload": 1}\r\n-ERR\r\n'],
+    ids=["long line", "no object", "no list", "no reason"],
+)
+async def test_nats_peer_of_other_protocol_is_transient_error(sent: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        address = "{}:{}".format(*server.sockets[0].getsockname())
+        settings = NatsSettings.model_validate({"servers": address, "subject_prefix": "events"})
+        with raises_naming(TransientError, address):
+            await ServerConnector(settings, SystemClock()).connect()
 
 
 @pytest.mark.parametrize("end", [ConnectionResetError("Connection lost"), BrokenPipeError(errno.EPIPE, "Broken pipe")])

@@ -15,6 +15,7 @@ from bridge.core.containerd_model import (
     ContainerKey,
     Engine,
     ExitStatus,
+    Image,
     Labels,
     Metadata,
     RecordedExit,
@@ -107,9 +108,13 @@ class HookedClient(InProcessClient):
         await self._called("recorded_exit", key)
         return await super().recorded_exit(key, seconds)
 
-    async def pod_labels(self, seconds: float, uid: str = "") -> Mapping[str, Labels]:
-        await self._called("pod_labels", uid)
-        return await super().pod_labels(seconds, uid)
+    async def pod_labels(self, uids: Collection[str], seconds: float) -> Mapping[str, Labels]:
+        await self._called("pod_labels", uids)
+        return await super().pod_labels(uids, seconds)
+
+    async def image(self, namespace: str, name: str, seconds: float) -> Image | None:
+        await self._called("image", name)
+        return await super().image(namespace, name, seconds)
 
     async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         await self._called("wait_for_exit", key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -17,7 +18,7 @@ from bridge.core.record_encoder import rfc3339
 from bridge.core.time import to_seconds
 from bridge.watch import cri
 from tests.simulator.state import SimulatedRpcError
-from tests.unit.watch.fakes import HookedClient, RunningWatch, running_watch, synced_watch
+from tests.unit.watch.fakes import HookedClient, RunningWatch, running_watch, settings, synced_watch
 
 WEB = ContainerKey("k8s.io", "web")
 JOB = ContainerKey("k8s.io", "job")
@@ -449,6 +450,105 @@ async def test_record_that_cri_fails_to_return_does_not_hide_others() -> None:
     assert {each["event"] for each in logs if each["event"].startswith("cri_")} == {"cri_record_unavailable"}
 
 
+def jobs(count: int) -> list[ContainerKey]:
+    return [ContainerKey("k8s.io", f"job-{number}") for number in range(count)]
+
+
+def cri_events(logs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [each["event"] for each in logs if each["event"].startswith("cri_")]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+async def test_containers_whose_status_hangs_cost_only_themselves(count: int) -> None:
+    client, bad = kubernetes_client(), jobs(count)
+    good = [ContainerKey("k8s.io", f"good-{number}") for number in range(30)]
+    with capture_logs() as logs:
+        async with synced_watch(client, first_audit_delay=30, audit_interval=30) as running:
+            client.faults.hung_records.update(bad)
+            for key in bad + good:
+                client.state.run_unseen(key, 1)
+            begin = running.clock.now().monotonic
+            await reconnect(running)
+            assert to_seconds(running.clock.now().monotonic - begin) <= cri.CALL_SECONDS + 2
+            assert ends(running) == [(key.id, (1, None)) for key in good]
+            client.state.container(WEB).cri_status.reason = b"OOMKilled"  # its OOM event is lost
+            client.state.exit(WEB, 137)
+            await running.eventually(lambda: len(ends(running)) > len(good))
+            assert ends(running)[-1] == ("web", (137, True))
+            await asyncio.sleep(1000)
+            begin = running.clock.now().monotonic
+            await reconnect(running, 3)
+            assert to_seconds(running.clock.now().monotonic - begin) <= 3
+            client.faults.release()
+            await running.eventually(lambda: len(ends(running)) == 31 + count)
+    assert cri_events(logs) == ["cri_record_unavailable"] * count
+    assert {each["id"] for each in logs if each["event"].startswith("cri_")} == {key.id for key in bad}
+
+
+async def test_hung_cri_is_reported_once_although_a_status_arrives() -> None:
+    client, slow = kubernetes_client(), ContainerKey("k8s.io", "slow")
+
+    async def delay(key: ContainerKey) -> None:
+        if key == slow:
+            await asyncio.sleep(cri.CALL_SECONDS + 0.1)
+
+    client.hooks["recorded_exit"] = delay
+    with capture_logs() as logs:
+        async with synced_watch(client, first_audit_delay=30, audit_interval=30) as running:
+            client.faults.hung_records.update(jobs(10))
+            for key in (slow, *jobs(10)):
+                client.state.run_unseen(key, 1)
+            await reconnect(running)
+            await asyncio.sleep(100)
+            assert ends(running) == [("slow", (1, None))]
+            assert cri_events(logs) == ["cri_unavailable"]
+            client.faults.release()
+            await running.eventually(lambda: len(ends(running)) == 11)
+    assert cri_events(logs) == ["cri_unavailable", "cri_available"]
+
+
+async def test_list_call_does_not_report_recovery_of_status_calls() -> None:
+    client = kubernetes_client()
+    client.state.pods.append(POD_LABELS)
+    with capture_logs() as logs:
+        async with synced_watch(client) as running:
+            for key in jobs(10):
+                client.state.run_unseen(key, 1)
+            client.faults.hang(STATUS)
+            await reconnect(running)
+            client.state.run(OTHER, client.state.container(WEB).labels)
+            await running.eventually(lambda: ("started", {"app": "shop"}) in pod_labels(running))
+            client.faults.hang(LIST)
+            await reconnect(running, 3)
+            client.faults.hanging.pop(LIST).set()
+            await reconnect(running, 4)
+            assert cri_events(logs) == ["cri_unavailable"]
+            client.faults.release()
+            await reconnect(running, 5)
+    assert cri_events(logs) == ["cri_unavailable", "cri_available"]
+    assert len(ends(running)) == 10
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_records_are_requested_for_limited_time(fails: bool) -> None:
+    client = kubernetes_client()
+
+    async def delay(key: ContainerKey) -> None:
+        await asyncio.sleep(4)
+        if fails and key.id in {"job-16", "job-32"}:
+            raise UnreadableError("failed to get image")
+
+    for key in jobs(100):
+        client.state.run_unseen(key)
+    client.hooks["recorded_exit"] = delay
+    plugin = cri.CRI(client, client.clock, settings)
+    keys = await plugin.exited_containers()
+    begin = client.clock.now().monotonic
+    recorded = await plugin.recorded_exits(keys)
+    assert to_seconds(client.clock.now().monotonic - begin) <= cri.RECORDS_SECONDS
+    assert recorded.keys() == {key for key in keys[:32] if not fails or key.id != "job-16"}
+
+
 @pytest.mark.parametrize("fault", ["denied", "not initialized", "hung", "hung status", "unreadable"])
 async def test_failing_cri_is_reported_once_and_delays_little(fault: str) -> None:
     client = kubernetes_client()
@@ -456,7 +556,8 @@ async def test_failing_cri_is_reported_once_and_delays_little(fault: str) -> Non
         async with synced_watch(client, first_audit_delay=30, audit_interval=30) as running:
             await asyncio.sleep(1)
             end_unseen(client, WEB, 7)
-            client.state.run_unseen(JOB)
+            for key in (JOB, *jobs(3)):
+                client.state.run_unseen(key)
             if fault == "denied":
                 client.faults.errors[LIST, ""] = DENIED
             elif fault == "not initialized":
@@ -475,10 +576,9 @@ async def test_failing_cri_is_reported_once_and_delays_little(fault: str) -> Non
             client.faults.errors.clear()
             client.faults.unreadable_responses.clear()
             client.faults.release()
-            await running.eventually(lambda: len(ends(running)) == 2)
-    assert ends(running)[1] == ("job", (0, None))
-    events = [each["event"] for each in logs if each["event"].startswith("cri_")]
-    assert events == ["cri_unavailable", "cri_available"]
+            await running.eventually(lambda: len(ends(running)) == 5)
+    assert ends(running)[1:] == [(key.id, (0, None)) for key in (JOB, *jobs(3))]
+    assert cri_events(logs) == ["cri_unavailable", "cri_available"]
 
 
 @pytest.mark.parametrize(
@@ -555,7 +655,9 @@ async def test_cri_that_does_not_list_pods_is_reported_once(fault: str) -> None:
     with capture_logs() as logs:
         async with synced_watch(client) as running:
             client.state.run(JOB, client.state.container(WEB).labels)
+            begin = running.clock.now().monotonic
             await running.eventually(lambda: len(pod_labels(running)) == 2)
+            assert to_seconds(running.clock.now().monotonic - begin) <= 0.1
             assert client.calls["pod_labels"] == 1
             end_unseen(client, WEB, 7)
             await reconnect(running)
@@ -563,5 +665,30 @@ async def test_cri_that_does_not_list_pods_is_reported_once(fault: str) -> None:
             client.faults.errors.clear()
             client.faults.release()
             await reconnect(running, 3)
-    assert [each["event"] for each in logs if each["event"].startswith("cri_")] == ["cri_pods_unavailable"]
+    assert cri_events(logs) == ["cri_pods_unavailable"]
     assert pod_labels(running)[-1] == ("present", {"app": "shop"})
+
+
+async def test_start_waits_briefly_for_labels_of_pods_while_cri_hangs() -> None:
+    """The audit, which holds up no event, notices that CRI responds again."""
+    client, container = kubernetes_client(), kubernetes_client().state.container(WEB)
+    client.state.pods.append(POD_LABELS)
+    with capture_logs() as logs:
+        async with synced_watch(client, first_audit_delay=30, audit_interval=30) as running:
+            client.faults.hang(PODS)
+            begin = running.clock.now().monotonic
+            client.state.run(JOB, container.labels)
+            await running.eventually(lambda: len(pod_labels(running)) == 2)
+            assert to_seconds(running.clock.now().monotonic - begin) <= cri.POD_SECONDS + 0.1
+            await asyncio.sleep(60)
+            begin = running.clock.now().monotonic
+            client.state.run(OTHER, container.labels)
+            await running.eventually(lambda: len(pod_labels(running)) == 3)
+            assert to_seconds(running.clock.now().monotonic - begin) <= 0.1
+            client.faults.release()
+            await asyncio.sleep(60)
+            client.state.run(LATER, container.labels)
+            await running.eventually(lambda: len(pod_labels(running)) == 4)
+    shop = {"app": "shop"}
+    assert pod_labels(running) == [("present", shop), *[("started", None)] * 2, ("started", shop)]
+    assert cri_events(logs) == ["cri_pods_unavailable"]

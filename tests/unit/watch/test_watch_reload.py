@@ -123,6 +123,36 @@ async def test_reload_during_synchronization_drops_excluded_label() -> None:
     assert labels(running, "present")[1:] == [{}] * (len(labels(running, "present")) - 1)
 
 
+async def test_metadata_of_replaced_containerd_has_no_excluded_label() -> None:
+    """The metadata was read under the previous rules, and waits for the labels of its pod."""
+    client, pod = HookedClient(), ContainerKey("k8s.io", "pod")
+    client.state.has_cri = True
+    client.state.create_unseen(WEB)
+    labels_of_pod = {**client.state.container(WEB).labels, "tier": "front"}
+    reading, reached = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: object) -> None:
+        reading.set()
+        await reached.wait()
+
+    async with synced_watch(client) as running:
+        client.hooks["pod_labels"] = wait
+        client.state.run(pod, labels_of_pod)
+        await reading.wait()
+        running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
+        client.rules = NO_TIER
+        client.containerd.id = "engine-2"
+        client.stream.end()
+        await asyncio.sleep(0.5)
+        reached.set()
+        client.state.exit(pod, 0)
+        await running.eventually(lambda: labels(running, "exited"))
+        await asyncio.sleep(5)
+    published = labels(running, "started") + labels(running, "present") + labels(running, "exited")
+    assert [each for each in published if each and "tier" in each] == []
+    assert len(published) == 4
+
+
 async def test_filter_change_applies_without_waiting_for_event() -> None:
     client = HookedClient({OTHER: 10})
     async with synced_watch(client, namespace_filter=lambda name: name != "other") as running:

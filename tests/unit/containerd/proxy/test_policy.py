@@ -86,6 +86,19 @@ def test_proxy_lists_only_exited_containers_of_cri() -> None:
             rule.rebuild_request(other)
 
 
+def test_proxy_removes_all_but_digest_and_time_from_images() -> None:
+    secret = wire.field(1, b"example.com/token") + wire.field(2, b"canary-7f3a")
+    digest, changed = wire.field(2, "sha256:1f"), wire.field(8, b"\x08\x01")
+    target = wire.field(1, "application/json") + digest + b"\x18\x05" + wire.field(5, secret)
+    image = (
+        wire.field(1, "busybox") + wire.field(2, secret) + wire.field(3, target) + wire.field(7, b"\x08\x01") + changed
+    )
+    expected = wire.field(1, wire.field(3, digest) + changed)
+    assert BY_METHOD[methods.IMAGE].filter_response(wire.field(1, image)) == expected
+    request = wire.field(1, "busybox")
+    assert BY_METHOD[methods.IMAGE].rebuild_request(request) == request
+
+
 def test_proxy_denies_verbose_status_of_cri() -> None:
     request = wire.field(1, "web")
     assert BY_METHOD[methods.CRI_STATUS].rebuild_request(request) == request
