@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bridge import __version__
+from bridge.core.exit_counts import STATUSES
 from bridge.core.records import SnapshotReason, TransitionType
 from bridge.telemetry.counters import BUCKET_BOUNDS, GAP_REASONS, Histogram
 from bridge.telemetry.status import BridgeInspector, SinkStatus, Status, evaluate
@@ -60,6 +61,7 @@ class _Collector(Collector):
         status = self._bridge.status()
         yield from _bridge_metrics(status)
         yield from _record_metrics(status)
+        yield from _exit_metrics(status)
         yield from _stream_metrics(status)
         yield from _sink_metrics(status.sinks)
 
@@ -100,6 +102,18 @@ def _record_metrics(status: Status) -> Iterator[Metric]:
         seconds,
         "reason",
     )
+
+
+def _exit_metrics(status: Status) -> Iterator[Metric]:
+    exits, labels = status.counters.exits.persisted.items(), ("containerd_namespace", "pod_namespace")
+    by_status = (
+        ((*namespace, name), count)
+        for namespace, each in exits
+        for name, count in zip(STATUSES, each.statuses, strict=True)
+    )
+    yield _counter("container_exits", "Published exits, by namespace and exit status.", by_status, *labels, "status")
+    oom = ((namespace, each.oom) for namespace, each in exits)
+    yield _counter("container_oom_exits", "Published exits of containers with an OOM kill.", oom, *labels)
 
 
 def _stream_metrics(status: Status) -> Iterator[Metric]:

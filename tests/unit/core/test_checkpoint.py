@@ -557,6 +557,8 @@ def test_checkpoint_restores_position_and_header() -> None:
         {"header": b"{}"},
         {"metadata\0a\0b": b""},
         {"state": b"\x90"},
+        {"exits": b"\x91\x90"},
+        {"exits": msgspec.msgpack.encode((["0"], [(("a", ""), ([1, 2], 0, 0))]))},
         pytest.param({"header": b"\x81\xa1x" + b"\x91" * 100_000}, id="nested too deep"),
     ],
 )

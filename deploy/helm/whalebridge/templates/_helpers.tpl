@@ -432,3 +432,12 @@ cluster-autoscaler.kubernetes.io/enable-ds-eviction: "false"
     - name: proxy
       mountPath: /run/whalebridge
 {{- end }}
+
+{{/* Address of the page with the instructions for the alerts; empty if it is not known. */}}
+{{- define "whalebridge.runbookUrl" -}}
+{{- if .Values.prometheusRule.runbookUrl }}
+{{- .Values.prometheusRule.runbookUrl }}
+{{- else if .Chart.Sources }}
+{{- printf "%s/blob/v%s/docs/operations.md" (first .Chart.Sources) .Chart.AppVersion }}
+{{- end }}
+{{- end }}

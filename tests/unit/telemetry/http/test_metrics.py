@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.core.container_state import ExitInfo
 from bridge.core.ports import Lag
 from bridge.telemetry.counters import Counters, Histogram
 from bridge.telemetry.http.metrics import Metrics
@@ -38,7 +40,12 @@ def samples(bridge: FakeBridge) -> dict[str, float]:
 
 async def test_metrics_equal_counters() -> None:
     counters, latency, commits = Counters(), Histogram(), Histogram()
-    counters.count_records([running_container("a"), running_container("b")])
+    exit_ = replace(running_container(), type="exited", origin="live", exit_info=ExitInfo(137, None, True))
+    counters.count_records([running_container("a"), running_container("b"), exit_])
+    exits = counters.exits.unpersisted()
+    assert exits is not None
+    counters.exits.expose(exits)
+    counters.count_records([exit_])
     counters.count_snapshot(snapshot_summary(reason="reconnect", since=500_000_000))
     counters.reconnects = 2
     latency.observe(0.003)
@@ -61,6 +68,10 @@ async def test_metrics_equal_counters() -> None:
     expected = {
         "whalebridge_records_total snapshot present": 2,
         "whalebridge_records_total inferred exited": 0,
+        "whalebridge_records_total live exited": 2,
+        "whalebridge_container_exits_total shop  137": 1,  # the other one is not persisted
+        "whalebridge_container_exits_total shop  0": 0,
+        "whalebridge_container_oom_exits_total shop ": 1,
         "whalebridge_snapshots_total reconnect": 1,
         "whalebridge_snapshots_total interval": 0,
         "whalebridge_gaps_total reconnect": 1,
