@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 import sinks.factory
+from bridge import malloc_tuning
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
@@ -107,6 +108,7 @@ async def run(
                 notifying = tasks.create_task(
                     service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
                 )
+                trimming = tasks.create_task(malloc_tuning.return_freed_memory(clock))
                 if await signals.completes_before_shutdown(lambda: outbox.open(open_control_socket), clock):
                     service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                     sink_manager.start(tasks, settings, sink_instances)
@@ -123,6 +125,7 @@ async def run(
                     for task in reloading:
                         task.cancel()  # only now, because a reload in progress may be replacing a pump
                 notifying.cancel()
+                trimming.cancel()
         finally:
             await sink_manager.close()
             await client.close()

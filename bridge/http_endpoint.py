@@ -13,8 +13,8 @@ import structlog
 
 from bridge.core.container_state import Transition
 from bridge.core.errors import FatalError
-from bridge.core.ports import Outbox
 from bridge.delivery.sink_manager import SinkManager
+from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.state_directory import CONTROL_SOCKET
 from bridge.telemetry.http.server import HttpEndpoint
 from bridge.telemetry.status import Status
@@ -111,7 +111,7 @@ class StatusProvider:
         self,
         settings: Settings,
         watch: ContainerWatch,
-        outbox: Outbox,
+        outbox: StoredOutbox,
         sink_manager: SinkManager,
         proxy_denied_calls: Callable[[], int | None],
         settings_error: Callable[[], str | None],
@@ -141,6 +141,7 @@ class StatusProvider:
             max_watermark_age=watch.max_watermark_age,
             outbox_error=self._outbox.last_error,
             outbox_max_bytes=settings.outbox.size_limit(settings.state_dir),
+            commits=self._outbox.commits,
             sinks=[pump.status() for pump in self._sink_manager.pumps],
             running=paused_counts[False],
             paused=paused_counts[True],

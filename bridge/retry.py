@@ -6,13 +6,14 @@ Invariant: only a TransientError is retried. Every other exception, including ca
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ async def retry_until_success(
         return await attempt()
     except TransientError as error:
         first.append(error)
+    from tenacity import AsyncRetrying, retry_if_exception_type  # noqa: PLC0415 (not needed by a start without errors)
 
     async def timed() -> T:
         nonlocal started

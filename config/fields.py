@@ -39,8 +39,8 @@ _RESERVED_ATTRIBUTES = (  # of every CloudEvent
     "time",
     "type",
 )
-_MAX_ATTRIBUTES = 16
-_MAX_ATTRIBUTE_LENGTH = 128  # characters
+MAX_ATTRIBUTES = 16
+MAX_ATTRIBUTE_LENGTH = 128  # characters
 _JSON_LISTS = ('["', "['")  # a glob may start with a bracket, too
 
 
@@ -206,14 +206,14 @@ def _check_attribute_name(value: str) -> str:
 
 
 def _check_attribute(value: str) -> str:
-    if not 0 < len(value) <= _MAX_ATTRIBUTE_LENGTH or not value.isprintable():
-        raise ValueError(f"invalid value; use 1 to {_MAX_ATTRIBUTE_LENGTH} printable characters")
+    if not 0 < len(value) <= MAX_ATTRIBUTE_LENGTH or not value.isprintable():
+        raise ValueError(f"invalid value; use 1 to {MAX_ATTRIBUTE_LENGTH} printable characters")
     return value
 
 
 def _check_attribute_count(value: dict[str, str]) -> dict[str, str]:
-    if len(value) > _MAX_ATTRIBUTES:
-        raise ValueError(f"too many; use at most {_MAX_ATTRIBUTES}")
+    if len(value) > MAX_ATTRIBUTES:
+        raise ValueError(f"too many; use at most {MAX_ATTRIBUTES}")
     return value
 
 
@@ -266,13 +266,13 @@ Attributes = Annotated[
         Annotated[
             str,
             AfterValidator(_check_attribute),
-            Field(json_schema_extra={"minLength": 1, "maxLength": _MAX_ATTRIBUTE_LENGTH}),
+            Field(json_schema_extra={"minLength": 1, "maxLength": MAX_ATTRIBUTE_LENGTH}),
         ],
     ],
     AfterValidator(_check_attribute_count),
     Field(
         json_schema_extra={
-            "maxProperties": _MAX_ATTRIBUTES,
+            "maxProperties": MAX_ATTRIBUTES,
             "propertyNames": {"pattern": f"^{_ATTRIBUTE_NAME}$", "not": {"enum": [*_RESERVED_ATTRIBUTES]}},
         }
     ),

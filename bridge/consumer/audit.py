@@ -10,7 +10,8 @@ hole or loss to the next one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from sys import intern
 from typing import Literal, NamedTuple, TypeAlias
@@ -156,6 +157,7 @@ class _InputOrder:
     def __init__(self) -> None:
         self.received = Deduplicator()
         self.newest: dict[int, tuple[int, str]] = {}  # by epoch: the highest sequence, and its timestamp
+        self.epoch = 0  # the newest one
 
 
 class _SourceAudit:
@@ -211,9 +213,9 @@ class _SourceAudit:
         for epoch in epochs:
             if previous := self._previous(epoch):
                 self._name(previous)
-        runs = _Runs()
+        runs, published = _Runs(), sorted(self._entries)
         for epoch in sorted({*epochs, *(each for each in self._named if epochs and each > epochs[0])}):
-            self._findings += self._judge_epoch(epoch, runs, is_oldest=bool(epochs) and epoch == epochs[0])
+            self._findings += self._judge_epoch(epoch, runs, published, is_oldest=bool(epochs) and epoch == epochs[0])
         snapshots = (entry.snapshot for entries in self._entries.values() for entry in entries.values())
         if not any(snapshot and snapshot.reason == "second_bridge" for snapshot in snapshots):
             self._findings += self._regressions
@@ -281,17 +283,18 @@ class _SourceAudit:
             finding = self._finding("order", text, epoch, sequence, sequence, record.timestamp, timestamp)
             self._findings.append(finding)
             return
-        newest = max(order.newest, default=0)
-        if epoch < newest:
-            text = f"arrives after a record of epoch {newest}"
+        if epoch < order.epoch:
+            text = f"arrives after a record of epoch {order.epoch}"
             self._regressions.append(self._finding("order", text, epoch, sequence, sequence, record.timestamp))
         order.newest[epoch] = sequence, record.timestamp
+        order.epoch = max(order.epoch, epoch)
 
-    def _judge_epoch(self, epoch: int, runs: _Runs, *, is_oldest: bool) -> Iterator[Finding]:
+    def _judge_epoch(self, epoch: int, runs: _Runs, published: Sequence[int], *, is_oldest: bool) -> Iterator[Finding]:
+        """Judge the records of an epoch; ``published`` are all epochs that have any, except losses, in order."""
         entries, losses = self._entries.get(epoch, {}), self._losses.get(epoch, {})
         expected, at = 1, ""  # the next sequence, and the timestamp of the record before it
         if not is_oldest:
-            yield from self._judge_begin(epoch, runs)
+            yield from self._judge_begin(epoch, runs, published)
         for sequence in sorted({*entries, *losses}):
             entry, loss = entries.get(sequence), losses.get(sequence)
             first = sequence if loss is None or loss.lost is None else min(sequence, loss.lost.first)
@@ -320,7 +323,7 @@ class _SourceAudit:
             yield self._finding("missing", text, epoch, expected, self._named[epoch], at)
             runs.lose()
 
-    def _judge_begin(self, epoch: int, runs: _Runs) -> Iterator[Finding]:
+    def _judge_begin(self, epoch: int, runs: _Runs, published: Sequence[int]) -> Iterator[Finding]:
         """Judge how an epoch follows those before it."""
         previous = self._previous(epoch)
         if previous is None:
@@ -330,7 +333,7 @@ class _SourceAudit:
         if previous[0] >= epoch or previous[1] < last:
             text = f"names {previous[0]}-{previous[1]} as the record before it, but {previous[0]}-{last} is there"
             yield self._finding("snapshot", text, epoch, 1, 1)
-        if any(previous[0] < each < epoch for each in self._entries):
+        if bisect_right(published, previous[0]) < bisect_left(published, epoch):  # there are epochs in between
             runs.lose()  # of another bridge
 
 
@@ -348,7 +351,8 @@ class _Runs:
     """The runs of the containers of a source, by id and incarnation, in the order of positions."""
 
     def __init__(self) -> None:
-        self._states: dict[tuple[str, str], str] = {}
+        self._states: dict[tuple[str, str], str] = {}  # of those that run
+        self._past: dict[tuple[str, str], str] = {}  # of the others: exited or unknown
         self._namespaces: dict[tuple[str, str], str] = {}
         self._current: dict[str, str] = {}  # the running incarnation of each container
         self._snapshot: _OpenSnapshot | None = None
@@ -356,7 +360,8 @@ class _Runs:
 
     def lose(self) -> None:
         """Records are missing here: the state of all runs is unknown until the next complete snapshot."""
-        self._states = {run: state if state == "exited" else "unknown" for run, state in self._states.items()}
+        self._past |= dict.fromkeys(self._states, "unknown")
+        self._states.clear()
         self._current.clear()
         self._is_certain = False
         if self._snapshot is not None:
@@ -365,6 +370,7 @@ class _Runs:
     def forget(self) -> None:
         """The bridge has started without its state: nothing is known of the runs before."""
         self._states.clear()
+        self._past.clear()
         self._namespaces.clear()
         self._snapshot = None
         self.lose()
@@ -399,7 +405,7 @@ class _Runs:
         states = _RUN_STATES.get(entry.type)
         if states is None:
             return  # additional events change no run
-        state = self._states.get(run, "new" if self._is_certain else "unknown")
+        state = self._states.get(run) or self._past.get(run, "new" if self._is_certain else "unknown")
         current = self._current.get(entry.id, entry.incarnation)
         if state not in states:
             yield "incarnation", f"{entry.type} of {name}, which is {state}"
@@ -410,9 +416,11 @@ class _Runs:
         elif entry.type in ("paused", "unpaused") and entry.paused is not (entry.type == "paused"):
             yield "incarnation", f"{entry.type} of {name} with paused {str(entry.paused).lower()}"
         if entry.type == "exited":
-            self._states[run] = "exited"
+            self._states.pop(run, None)
+            self._past[run] = "exited"
             self._current.pop(entry.id, None)
         else:
+            self._past.pop(run, None)
             self._states[run] = "paused" if entry.paused else "running"
             self._namespaces[run] = entry.namespace
             self._current[entry.id] = entry.incarnation
@@ -428,12 +436,13 @@ class _Runs:
         if snapshot.containers != opened.count:
             yield "snapshot", f"{snapshot.id} has {opened.count} snapshot records instead of {snapshot.containers}"
         agrees = self._is_certain and snapshot.reason in _AGREEING and not snapshot.partial
-        for run, state in self._states.items():
-            if state == "exited" or run in opened.listed or self._namespaces.get(run) in snapshot.failed:
+        for run, state in list(self._states.items()):
+            if run in opened.listed or self._namespaces.get(run) in snapshot.failed:
                 continue
-            if agrees and state != "unknown":
+            if agrees:
                 yield "snapshot", f"{snapshot.id} does not list {run[0]} {run[1]}, which is {state}"
-            self._states[run] = "unknown"
+            del self._states[run]
+            self._past[run] = "unknown"
             if self._current.get(run[0]) == run[1]:
                 del self._current[run[0]]
         self._is_certain |= not snapshot.failed

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
 
 POLL_SECONDS = 0.5
-_MAX_BATCH = 1000
+MAX_BATCH = 1000
 
 
 class KafkaReader:
@@ -61,14 +61,10 @@ class KafkaReader:
                     if not self.follow:
                         raise TransientError(f"topic {self._settings.topic}: no data within {self._timeout:g} s")
                     last_data_at = self._now()
-        except TopicAuthorizationFailedError as error:
-            topic = self._settings.topic
-            text = f"{principal(self._settings)} is not authorized to read topic {topic}; allow Describe and Read"
-            raise TransientError(text) from error
         except KafkaError as error:
-            raise TransientError(f"cannot read topic {self._settings.topic}: {describe(error)}") from error
+            raise TransientError(self._describe(error)) from error
         finally:
-            await stop_consumer(consumer, self._clock)
+            await self._close(consumer)
 
     @property
     def position(self) -> dict[str, int]:
@@ -78,6 +74,15 @@ class KafkaReader:
     @position.setter
     def position(self, position: dict[str, int]) -> None:
         self._saved_position = position
+
+    def _describe(self, error: KafkaError) -> str:
+        settings = self._settings
+        if isinstance(error, TopicAuthorizationFailedError):
+            return f"{principal(settings)} is not authorized to read topic {settings.topic}; allow Describe and Read"
+        return f"cannot read topic {settings.topic}: {describe(error)}"
+
+    async def _close(self, consumer: AIOKafkaConsumer) -> None:
+        await stop_consumer(consumer, self._clock)
 
     @property
     def _timeout(self) -> float:
@@ -103,14 +108,18 @@ class KafkaReader:
             raise TransientError(f"topic {settings.topic}: partition {leaderless[0]} has no leader")
 
     def _create_consumer(self) -> AIOKafkaConsumer:
+        return self._consumer(self._settings.topic)
+
+    def _consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
         settings = self._settings
         return AIOKafkaConsumer(
-            settings.topic,
+            *topics,
             bootstrap_servers=list(settings.bootstrap_servers),
             request_timeout_ms=int(REQUEST_SECONDS * 1000),
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # for partitions that are added later
             fetch_max_wait_ms=int(POLL_SECONDS * 500),
+            **options,
             **auth.client_options(settings),
         )
 
@@ -149,11 +158,7 @@ class KafkaReader:
                 return {key: self._end_offsets[key] if at is None else at.offset for key, at in offsets.items()}
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> list[Message]:
-        batch: list[Message] = []
-        fetched = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=_MAX_BATCH)
-        for partition, records in fetched.items():
-            location = f"partition {partition.partition}"
-            batch += (Message(each.value or b"", location, each.offset, each.key or b"") for each in records)
+        batch = await get_messages(consumer)
         for partition in consumer.assignment():
             # Also without records, because the control records of transactions have offsets, too.
             self._next_offsets[partition] = await consumer.position(partition)
@@ -166,3 +171,20 @@ class KafkaReader:
         except TimeoutError as error:
             servers = ", ".join(self._settings.bootstrap_servers)
             raise TransientError(f"no response from Kafka at {servers} within {self._timeout:g} s") from error
+
+
+async def get_messages(
+    consumer: AIOKafkaConsumer, *partitions: TopicPartition, limit: int = MAX_BATCH
+) -> list[Message]:
+    """Return the next messages of the partitions, by default of all that are assigned; none after a while."""
+    batch: list[Message] = []
+    fetched = await consumer.getmany(*partitions, timeout_ms=int(POLL_SECONDS * 1000), max_records=limit)
+    for partition, records in fetched.items():
+        location = location_of(partition)
+        batch += (Message(each.value or b"", location, each.offset, each.key or b"") for each in records)
+    return batch
+
+
+def location_of(partition: TopicPartition) -> str:
+    """Return the location of the messages of a partition."""
+    return f"partition {partition.partition}"

@@ -16,6 +16,8 @@ from sinks.factory import require_extra
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+    from bridge.consumer.kafka_group import KafkaGroupReader
+    from bridge.consumer.record_decoder import Source
     from bridge.consumer.record_reader import Reader, StartPosition
     from bridge.core.ports import Clock
 
@@ -99,3 +101,34 @@ def create_reader(settings: Readable, clock: Clock, *, start_position: StartPosi
                 from bridge.consumer.nats import NatsReader
 
             return NatsReader(settings, clock, start_position=start_position, follow=follow)
+
+
+def create_group_reader(
+    target: str,
+    sinks: Callable[[], Mapping[str, SinkSettings]],
+    clock: Clock,
+    group: str,
+    forget: Callable[[Source], None],
+) -> KafkaGroupReader:
+    """Return a reader for the partitions that a consumer group assigns.
+
+    Args:
+        target: A URL, if it contains a colon, or the id of a configured sink.
+        sinks: Returns the configured sinks; called only for an id.
+        clock: Source of time.
+        group: Id of the group.
+        forget: Called for each source of a partition that was lost.
+
+    Raises:
+        ValueError: The target is not a Kafka topic, or the id is empty.
+        FatalError: The sink's library is not installed.
+    """
+    settings = resolve(target, sinks)
+    if not isinstance(settings, KafkaSettings):
+        raise ValueError(f"a group shares the partitions of a Kafka topic; a sink of type {settings.type} has none")  # noqa: TRY004
+    if not group:
+        raise ValueError("the id of a group cannot be empty")
+    with require_extra("kafka"):
+        from bridge.consumer.kafka_group import KafkaGroupReader
+
+    return KafkaGroupReader(settings, clock, group=group, forget=forget)

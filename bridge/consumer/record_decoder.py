@@ -26,7 +26,7 @@ REPEATING_TYPES = frozenset({"heartbeat", "source_retired"})
 _MAX_REASON_LENGTH = 100  # characters of a decoder's error message
 
 
-class Pod(Struct, frozen=True):
+class Pod(Struct, frozen=True, gc=False):
     """The Kubernetes pod of a container."""
 
     name: str = ""
@@ -36,7 +36,7 @@ class Pod(Struct, frozen=True):
     labels: dict[str, str] | None = None
 
 
-class Container(Struct, frozen=True):
+class Container(Struct, frozen=True, gc=False):  # there are many, and none refers to itself
     """A container as known at the time of the record."""
 
     id: str

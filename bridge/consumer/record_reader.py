@@ -28,10 +28,11 @@ class Message(NamedTuple):
 
 
 class ReadRecord(NamedTuple):
-    """A decoded record, and its JSON as published."""
+    """A decoded record, its JSON as published, and the message that it was in."""
 
     record: DecodedRecord
     data: bytes
+    message: Message
 
 
 StartPosition: TypeAlias = Literal["beginning", "end"] | datetime
@@ -119,7 +120,7 @@ class _InvalidMessages:
 
     def filter(self, message: Message) -> ReadRecord | None:
         try:
-            return ReadRecord(*decode(message.data))
+            return ReadRecord(*decode(message.data), message)
         except InvalidMessageError as error:
             self._count += 1
             self._suppressed += 1

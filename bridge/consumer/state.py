@@ -127,6 +127,10 @@ class State:
             state._projection.sources[Source(each.host, each.engine)] = SourceProjection.load(each)
         return state
 
+    def forget(self, source: Source) -> None:
+        """Forget a source, which another process reads from now on."""
+        self._projection.sources.pop(source, None)
+
     def start_from(self, entries: list[DecodedRecord]) -> None:
         """Start from the entries of a state topic or bucket."""
         self._projection.start_from(entries)
@@ -153,11 +157,12 @@ def _warn(text: str) -> None:
     _logger.warning("%s", text)  # of the program that uses this library; whalebridge itself passes ``notify``
 
 
-async def follow(
+def follow(
     target: str,
     state: State | None = None,
     *,
     wait: bool = True,
+    group: str | None = None,
     config: str | None = None,
     notify: Callable[[str], None] = _warn,
 ) -> AsyncGenerator[Change, None]:
@@ -166,22 +171,37 @@ async def follow(
     Each change is applied to ``state`` before it is yielded, so a state that is saved then contains it. A consumer that
     saves the state together with its results gets the effect of exactly once.
 
+    With ``group``, readers share the partitions of a Kafka topic. ``state`` has the sources of those partitions that
+    this reader has at the moment, from all of their records; it starts empty, because the topic has it. A change is
+    yielded to one reader, and again, to this or another one, if the first was interrupted before it requested the next.
+
     Args:
         target: A URL as for ``whalebridge tail``, or the id of a configured sink.
         state: The state to update; by default a new one.
         wait: Whether to wait for new records at the end, or stop there.
+        group: Id of a consumer group of Kafka.
         config: Path of the configuration file, for a target that is an id.
         notify: Gets a line when reading is interrupted or resumed, and about messages that are not records.
 
     Raises:
-        ValueError: The target cannot be read.
+        ValueError: The target cannot be read, or not by a group.
         TransientError: The first attempt failed, or a reader that does not wait lost its connection.
         FatalError: The target does not exist or cannot be read.
     """
+    state = State() if state is None else state
+    if group is None:
+        return _follow(target, state, config, notify, wait=wait)
+    if state.positions or state.sources() or not wait:
+        raise ValueError("a reader of a group starts with an empty state and waits for new records")
+    return _follow_group(target, state, group, config, notify)
+
+
+async def _follow(
+    target: str, state: State, config: str | None, notify: Callable[[str], None], *, wait: bool
+) -> AsyncGenerator[Change, None]:
     from bridge.clock import SystemClock
     from bridge.consumer.record_reader import read_records
 
-    state = State() if state is None else state
     reader = _create_reader(target, state.start_position, config, wait=wait)
     # Also before the first batch is processed: a state that is saved then does not end at its watermark.
     reader.position = state.positions.setdefault(target, {})
@@ -193,6 +213,26 @@ async def follow(
                     yield change
             # Not earlier: until the last change is processed, the batch has to be read again after a restart.
             state.positions[target] = reader.position
+
+
+async def _follow_group(
+    target: str, state: State, group: str, config: str | None, notify: Callable[[str], None]
+) -> AsyncGenerator[Change, None]:
+    from bridge.clock import SystemClock
+    from bridge.consumer import reader_factory
+    from bridge.consumer.record_reader import read_records
+
+    clock = SystemClock()
+    reader = reader_factory.create_group_reader(target, _configured_sinks(config), clock, group, state.forget)
+    async with aclosing(read_records(reader, clock, notify)) as batches:
+        async for batch in batches:
+            for each in batch:
+                if not reader.begin(each):
+                    break
+                change = state.apply(each.record, each.data)
+                if change is not None and reader.is_new(each.message):
+                    yield change
+                await reader.end(each.message)
 
 
 async def load_table(target: str, *, config: str | None = None) -> State:

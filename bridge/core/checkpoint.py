@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bridge.core.container_metadata import share_strings
 from bridge.core.container_state import (
     NO_INCARNATION,
     ContainerState,
@@ -35,8 +36,10 @@ from bridge.core.container_state import (
 )
 from bridge.core.container_store import StateChange
 from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited, TaskStarted
+from bridge.core.exit_counts import STATUSES, ExitNamespace, Exits, NamespaceExits
 
 HEADER_KEY = "header"
+EXITS_KEY = "exits"
 _POSITION, _STATE, _METADATA = "position", "state", "metadata"
 
 
@@ -82,6 +85,7 @@ class Checkpoint(Struct):
     header: CheckpointHeader | None = None
     positions: dict[SourceId, StoredPosition] = {}
     entries: list[ContainerState] = []
+    exits: Exits = {}
 
 
 class _StoredState(Struct, frozen=True, array_like=True):
@@ -116,6 +120,8 @@ _HEADER_DECODER = msgspec.msgpack.Decoder(CheckpointHeader)
 _POSITION_DECODER = msgspec.msgpack.Decoder(StoredPosition)
 _STATE_DECODER = msgspec.msgpack.Decoder(_StoredState)
 _METADATA_DECODER = msgspec.msgpack.Decoder(Metadata)
+# The names of the statuses, so that another version may count others; then the counts, in that order.
+_EXITS_DECODER = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[ExitNamespace, NamespaceExits]]])
 
 
 def encode_header(header: CheckpointHeader) -> bytes:
@@ -126,6 +132,11 @@ def encode_header(header: CheckpointHeader) -> bytes:
 def encode_position(source: SourceId, position: StoredPosition) -> tuple[str, bytes]:
     """Encode a source's position; return its key and value."""
     return position_key(source), _ENCODER.encode(position)
+
+
+def encode_exits(exits: Exits) -> bytes:
+    """Encode the counts of exits, whose key is ``EXITS_KEY``."""
+    return _ENCODER.encode((STATUSES, list(exits.items())))
 
 
 def encode_changes(changes: Iterable[StateChange]) -> Iterator[tuple[str, bytes | None]]:
@@ -193,6 +204,9 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
         if key == HEADER_KEY:
             checkpoint.header = _HEADER_DECODER.decode(value)
             continue
+        if key == EXITS_KEY:
+            checkpoint.exits = _decode_exits(value)
+            continue
         kind, first, second = key.split(_SEPARATOR, 2)
         if kind == _POSITION:
             checkpoint.positions[SourceId(first, second)] = _POSITION_DECODER.decode(value)
@@ -200,13 +214,22 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
         container = ContainerKey(first, second)
         entry = entries.setdefault(container, ContainerState(container))
         if kind == _METADATA:
-            entry.metadata = _METADATA_DECODER.decode(value)
+            entry.metadata = share_strings(_METADATA_DECODER.decode(value))
         else:
             _restore_state(entry, _STATE_DECODER.decode(value))
     for entry in entries.values():
         entry.published_metadata = None if entry.deleted else entry.metadata
     checkpoint.entries = list(entries.values())
     return checkpoint
+
+
+def _decode_exits(value: bytes) -> Exits:
+    names, exits = _EXITS_DECODER.decode(value)
+    decoded = {}
+    for namespace, each in exits:
+        counts = dict(zip(names, each.statuses, strict=True))
+        decoded[namespace] = replace(each, statuses=tuple(counts.get(status, 0) for status in STATUSES))
+    return decoded
 
 
 def container_keys(values: Iterable[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ The label names and the rules are those of whalewatcher, nerdctl and CRI.
 from __future__ import annotations
 
 import re
+from sys import intern
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -76,7 +77,7 @@ def build_metadata(
     known = labels or {}
     kind: Kind = "sandbox" if _is_cri(key, known) and known.get(CRI_KIND_LABEL) == "sandbox" else "container"
     name, project = known.get(NERDCTL_NAME_LABEL) or key.id, known.get(COMPOSER_PROJECT_LABEL, "")
-    return Metadata(
+    metadata = Metadata(
         key=key,
         name=name,
         project=project,
@@ -91,6 +92,28 @@ def build_metadata(
         pod_labels=rules.apply(own_pod_labels(known)) if kind == "sandbox" else None,
         in_scope=labels is None or container_filter(kind=kind, name=name, project=project, labels=labels, id=key.id),
     )
+    return share_strings(metadata)
+
+
+def share_strings(metadata: Metadata) -> Metadata:
+    """Return equal metadata whose strings are those of other containers, where they are equal; most of them are."""
+    pod = metadata.pod
+    return replace(
+        metadata,
+        key=ContainerKey(intern(metadata.key.namespace), metadata.key.id),
+        project=intern(metadata.project),
+        service=intern(metadata.service),
+        image=intern(metadata.image),
+        runtime=intern(metadata.runtime),
+        image_digest=metadata.image_digest and intern(metadata.image_digest),
+        labels=_share_labels(metadata.labels),
+        pod=pod and PodReference(intern(pod.name), intern(pod.namespace), intern(pod.uid), intern(pod.container)),
+        pod_labels=_share_labels(metadata.pod_labels),
+    )
+
+
+def _share_labels(labels: Labels | None) -> Labels | None:
+    return None if labels is None else {intern(key): intern(value) for key, value in labels.items()}
 
 
 def _is_cri(key: ContainerKey, labels: Labels) -> bool:
@@ -125,7 +148,7 @@ def with_image_digest(metadata: Metadata, image: Image | None, now: int) -> Meta
     if image is None or created_at is None or image.updated_at is None or not _DIGEST.fullmatch(image.digest):
         return metadata
     if image.updated_at <= created_at <= now and image.updated_at % SECOND:
-        return replace(metadata, image_digest=image.digest)
+        return replace(metadata, image_digest=intern(image.digest))
     return metadata
 
 

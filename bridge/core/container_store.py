@@ -147,7 +147,8 @@ class ContainerStore:
         metadata = with_known_digest(metadata, known)
         if metadata != known:
             self._changed[metadata.key] = True
-        entry.metadata, entry.deleted = metadata, False
+            entry.metadata = metadata
+        entry.deleted = False
         self._index_sandbox(metadata)
 
     def set_deleted(self, entry: ContainerState) -> None:

@@ -36,6 +36,7 @@ from bridge.outbox.sink_queue import Batch, Limits, LossRange, PositionRange, Si
 from bridge.outbox.state_directory import StateDirectory
 from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, ReadCache, Writer
 from bridge.task_groups import completes_within
+from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
 
 READ_BYTES = 1024 * 1024
@@ -163,6 +164,11 @@ class StoredOutbox:
     def last_error(self) -> str | None:
         """Why the file cannot be written at the moment, also because it is being opened; None if it can."""
         return self._worker.last_error
+
+    @property
+    def commits(self) -> Histogram:
+        """The durations of all transactions since the outbox was opened."""
+        return Histogram() if self._writer_task is None else self._writer.commits
 
     def load_checkpoint(self) -> StoredCheckpoint:
         """Return the checkpoint of the last run; later calls return an empty one."""

@@ -15,12 +15,13 @@ import structlog
 from bridge.core.ports import Clock
 from bridge.core.record_encoder import lost_record
 from bridge.core.records import Record
-from bridge.core.time import SECOND
+from bridge.core.time import SECOND, to_seconds
 from bridge.outbox.chunks import ChunkHeader, WriteBatch, split_into_chunks
 from bridge.outbox.database import Store
 from bridge.outbox.database_worker import DatabaseWorker
 from bridge.outbox.memory_store import MemoryStore
 from bridge.outbox.sink_queue import Limits, LossRange, PositionRange, SinkQueue, intersection, released_by_all
+from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
 
 REMOVED_SINK_RETENTION_SECONDS = 24 * 3600  # seconds of uptime for which a removed sink keeps its cursor
@@ -94,6 +95,8 @@ class Writer:
         clock: Source of time and random numbers.
         limits: Limits of each queue.
         uptime_origin: The moment (monotonic) at which the uptime would have been 0, had the bridge run without a break.
+
+    ``commits``: the durations of all transactions, with their retries.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class Writer:
         self._clock = clock
         self._limits = limits
         self._uptime_origin = uptime_origin
+        self.commits = Histogram()
         self._last_housekeeping = self.uptime
         self._pending: list[_Append] = []
         self._in_flight: list[_Append] = []
@@ -186,8 +190,10 @@ class Writer:
         now = self._clock.now().monotonic
         await self._enforce_limits(len(records), size)
         batch = self._build_batch(records, size)
+        began = self._clock.now().monotonic
         for sink, uptime in (await self._worker.run_until_done(lambda store: store.write(batch))).items():
             self._queues[sink].oldest_since = self._uptime_origin + uptime * SECOND
+        self.commits.observe(to_seconds(self._clock.now().monotonic - began))
         self._nothing_appended = self._nothing_appended and not records
         for queue in self._queues.values():
             if not queue.depth(self._cache.end):

@@ -10,6 +10,7 @@ from itertools import accumulate
 from msgspec import Struct
 
 from bridge.core.container_state import Transition
+from bridge.core.exit_counts import ExitCounts
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import AdditionalEventType, Origin, SnapshotReason, SnapshotRecordType, TransitionType
 from bridge.core.time import to_seconds
@@ -33,12 +34,13 @@ class SnapshotSummary(Struct, frozen=True):
 
 
 class Counters:
-    """Counters since the start of the process, across connections and sources.
+    """Counters since the start of the process, across connections and sources; ``exits`` continue across restarts.
 
     Snapshots on demand or on schedule are not counted as ``gaps``, because no events were missed.
     """
 
     def __init__(self) -> None:
+        self.exits = ExitCounts()
         self.records: Counter[tuple[TransitionType | SnapshotRecordType | AdditionalEventType, Origin]] = Counter()
         self.snapshots: Counter[SnapshotReason] = Counter()
         self.gaps: Counter[SnapshotReason] = Counter()
@@ -49,6 +51,7 @@ class Counters:
     def count_records(self, transitions: Sequence[Transition]) -> None:
         """Count the records of transitions, or of a snapshot's containers."""
         self.records.update((each.type, each.origin) for each in transitions)
+        self.exits.count(transitions)
 
     def count_snapshot(self, summary: SnapshotSummary) -> None:
         """Count a snapshot; ``count_records`` counts its records."""

@@ -7,16 +7,33 @@ written in the same format if their level is warning or higher.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
-from collections.abc import Callable, MutableMapping
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
-
-import structlog
-from structlog.typing import Processor
 
 from bridge.telemetry.log_writer import STDERR, NonBlockingWriter
 from bridge.telemetry.safe_text import printable
+
+
+@contextlib.contextmanager
+def _without_rich() -> Iterator[None]:
+    """Make ``import rich`` fail, unless it is imported already."""
+    modules: dict[str, Any] = sys.modules
+    hide = "rich" not in modules
+    if hide:
+        modules["rich"] = None
+    try:
+        yield
+    finally:
+        if hide:
+            del modules["rich"]
+
+
+with _without_rich():  # structlog would import it, and much with it, for tracebacks that are not used here
+    import structlog
 
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})
 
@@ -61,8 +78,8 @@ def silence() -> None:
     logging.basicConfig(handlers=[logging.NullHandler()], force=True)
 
 
-def _renderers(*, console: bool, colors: bool) -> list[Processor]:
-    common: list[Processor] = [
+def _renderers(*, console: bool, colors: bool) -> list[structlog.typing.Processor]:
+    common: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -93,7 +110,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _dropped_lines_message(render: list[Processor]) -> Callable[[int], str]:
+def _dropped_lines_message(render: list[structlog.typing.Processor]) -> Callable[[int], str]:
     def line(count: int) -> str:
         event: Any = {"event": "log_lines_dropped", "lines": count, "reason": "standard error was not read"}
         for processor in render:

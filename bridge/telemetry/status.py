@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import Engine
@@ -45,6 +45,7 @@ class Status(Struct, frozen=True, kw_only=True):
         watermark_age: None before the event stream is verified for the first time.
         outbox_error: Why records cannot be persisted, for example because the outbox is not open yet; None if they can.
         outbox_max_bytes: Maximum size of the backlog of one sink.
+        commits: Durations of the outbox's transactions.
         second_bridges: Number of second bridges, which publish for the same source.
         excluded_namespaces: If no namespace is watched, those that exist.
         ignored_events: Events from containerd that produced no record, counted by reason.
@@ -72,6 +73,7 @@ class Status(Struct, frozen=True, kw_only=True):
     ignored_events: Counter[str]
     proxy_denied_calls: int | None = None
     settings_error: str | None = None
+    commits: Histogram = field(default_factory=Histogram)
 
 
 class BridgeInspector(Protocol):

@@ -352,7 +352,7 @@ class Connection:
         if entry is None or not pid or entry.current_pid != pid or entry.has_waited_exit(pid):
             return
         if not self._exit_waits.has_any(key):
-            self._exit_waits.add(key, pid)
+            self._exit_waits.add(entry.key, pid)
 
     def _is_replaced(self, key: ContainerKey, pid: int) -> bool:
         entry = self.state.tracker.find(key)

@@ -141,10 +141,13 @@ class Journal:
         watermark_at, save_checkpoint = self._state.watermark_at, not self._state.pending
         if self._buffer or (save_checkpoint and (force or self._is_checkpoint_due())):
             records, self._buffer = self._buffer, []
-            await self._state.outbox.append(
-                records,
-                self._checkpoint_changes() if save_checkpoint else self._position_entry(self._saved_watermark_at),
-            )
+            changes = self._checkpoint_changes() if save_checkpoint else self._position_entry(self._saved_watermark_at)
+            exit_counts = self._state.counters.exits
+            if (exits := exit_counts.unpersisted()) is not None and self._state.settings.keeps_checkpoint:
+                changes[checkpoint.EXITS_KEY] = checkpoint.encode_exits(exits)
+            await self._state.outbox.append(records, changes)
+            if exits is not None:
+                exit_counts.expose(exits)
         if save_checkpoint and watermark_at is not None and self.encoder.sequence:
             self.watermark = Watermark(self.encoder.epoch, watermark_at)
 

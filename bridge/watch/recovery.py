@@ -16,6 +16,7 @@ from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
 from bridge.core.container_metadata import KUBERNETES_NAMESPACE
 from bridge.core.container_state import ContainerState, Transition
 from bridge.core.containerd_model import Engine, Instant, RecordedExit
+from bridge.core.exit_counts import Exits
 from bridge.core.ports import StoredCheckpoint
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import SnapshotReason, SourcePosition
@@ -36,6 +37,7 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
         source: SourcePosition(position.epoch, position.sequence) for source, position in recovered.positions.items()
     }
     epoch, obsolete_keys = _next_epoch(state, recovered.min_epoch), recovered.obsolete_keys
+    state.counters.exits.restore(recovered.exits)
     if header is None:
         return _begin_source(state, engine, epoch, obsolete_keys)
     if header.host != state.settings.host and header.boot_id != boot_id:
@@ -45,7 +47,8 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             engine=header.engine.id,
             hint=f"if this machine was renamed, remove the source {header.host} from consumers' states",
         )
-        return _begin_source(state, engine, epoch, obsolete_keys + recovered.container_keys)
+        state.counters.exits.restore({})
+        return _begin_source(state, engine, epoch, [*obsolete_keys, *recovered.container_keys, checkpoint.EXITS_KEY])
     position = recovered.positions.get(header.source)
     state.watermark_at = None if position is None else position.watermark_at
     tracker = _restore_tracker(state, header, recovered.entries)
@@ -163,6 +166,7 @@ class RecoveredState(Struct, kw_only=True):
     positions: dict[SourceId, StoredPosition] = {}
     min_epoch: int = 0
     entries: list[ContainerState] = []
+    exits: Exits = {}
     container_keys: list[str] = []
     obsolete_keys: list[str] = []
 
@@ -193,6 +197,7 @@ def recover(stored: StoredCheckpoint) -> RecoveredState:
         positions=positions,
         min_epoch=_min_epoch(stored, positions),
         entries=restored.entries,
+        exits=restored.exits,
         container_keys=list(checkpoint.container_keys(values)),
         obsolete_keys=[checkpoint.position_key(source) for source in newest[MAX_SOURCES:]],
     )

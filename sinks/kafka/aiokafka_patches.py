@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import BrokerResponseError, KafkaConnectionError, kafka_errors
 from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
@@ -117,6 +118,14 @@ async def abort(connection: AIOKafkaConnection) -> None:
 def _abort_transport(connection: AIOKafkaConnection) -> None:
     if connection._writer is not None:
         abort_transport(connection._writer.transport)
+
+
+# --- a group's assignments (no issue) ---
+
+
+def sticky_assignor() -> type[StickyPartitionAssignor]:
+    """Return an assignor for one consumer: aiokafka keeps what a consumer has been assigned in the class."""
+    return type("Assignor", (StickyPartitionAssignor,), {})
 
 
 # --- an error that aiokafka does not know (no issue) ---

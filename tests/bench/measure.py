@@ -1,4 +1,4 @@
-"""Measure one pipeline under one load."""
+"""Measure one pipeline from containerd to a topic under one load."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from aiokafka.errors import KafkaError
 
 from bridge.core.time import MILLISECOND, to_seconds
-from tests.bench.pipelines import Pipeline
+from tests.bench.pipelines import Pipeline, Values
 from tests.bench.usage import cpu_seconds, peak_bytes
 from tests.eventually import eventually
 from tests.testbed.containerd import Containerd
@@ -37,25 +37,7 @@ class Load:
             raise ValueError(f"events must be a multiple of {PHASES * CONTAINERS}")
 
 
-@dataclass(frozen=True)
-class Result:
-    """Results of one measurement; times are in seconds unless the name has another unit."""
-
-    pipeline: str
-    load: str
-    sent: int
-    delivered: int
-    repeated: int
-    sent_per_second: float
-    seconds: float
-    cpu_us: float
-    containerd_cpu_us: float
-    p50_ms: float
-    p99_ms: float
-    peak_mib: float
-
-
-def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, load: Load) -> Result:
+def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, load: Load) -> Values:
     """Run a pipeline to a new topic, put the load on containerd, and read the records with their append times.
 
     The broker sets append times (LogAppendTime, in milliseconds), by the same clock as the sender's.
@@ -86,20 +68,16 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
         latencies.append(record.timestamp * MILLISECOND - at)
         last = max(last, record.timestamp * MILLISECOND)
     latencies.sort()
-    return Result(
-        pipeline=pipeline.name,
-        load=load.name,
-        sent=sent.events,
-        delivered=len(latencies),
-        repeated=repeated,
-        sent_per_second=sent.per_second,
-        seconds=to_seconds(max(last - sent.started_at, 0)),
-        cpu_us=cpu / sent.events * 1e6,
-        containerd_cpu_us=engine_cpu / sent.events * 1e6,
-        p50_ms=_percentile(latencies, 0.5),
-        p99_ms=_percentile(latencies, 0.99),
-        peak_mib=peak / 2**20,
-    )
+    return {
+        "lost": sent.events - len(latencies),
+        "repeated": repeated,
+        "time to the last append (s)": to_seconds(max(last - sent.started_at, 0)),
+        "CPU/event (us)": cpu / sent.events * 1e6,
+        "containerd CPU/event (us)": engine_cpu / sent.events * 1e6,
+        "p50 (ms)": _percentile(latencies, 0.5),
+        "p99 (ms)": _percentile(latencies, 0.99),
+        "peak memory (MiB)": peak / 2**20,
+    }
 
 
 def _percentile(sorted_values: list[int], share: float) -> float:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from bridge.core.time import SECOND
 from tests.testbed import kcat
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import NAMESPACE
 from tests.testbed.process import Closing
+
+Values: TypeAlias = dict[str, float]
+"""Measured values by quantity, whose name has the unit."""
+
+ROOT = Path(__file__).parents[2]
+"""The code that is measured by default: this repository."""
 
 TOPICS = frozenset({"/tasks/start", "/tasks/paused", "/tasks/resumed", "/tasks/exit"})
 TYPES = frozenset({"started", "paused", "unpaused", "exited"})
@@ -75,35 +83,33 @@ class Pipeline(Closing):
                         escalate()
 
 
-def whalebridge(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
-    """Return whalebridge with its outbox on disk."""
-    command = _run(engine.address, bootstrap, topic, directory)
-    return Pipeline("whalebridge", [(command, None)], record_sent_at, directory / f"{topic}.log")
-
-
-def proxied(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
-    """Return whalebridge behind `whalebridge proxy`; the usage of both is added up."""
-    listen = str(directory / f"{topic}.sock")
-    proxy = [sys.executable, "-m", "bridge", "proxy", "--containerd", engine.address, "--listen", listen]
-    commands = [(proxy, None), (_run(listen, bootstrap, topic, directory), None)]
-    log = directory / f"{topic}.log"
-    return Pipeline("whalebridge + proxy", commands, record_sent_at, log, side_by_side=True)
-
-
-def _run(address: str, bootstrap: str, topic: str, directory: Path) -> list[str]:
+def whalebridge(address: str, sink: str, directory: Path, code: Path = ROOT) -> Pipeline:
+    """Return whalebridge with its outbox in a directory; ``code`` is the repository that it is run from."""
     command = [sys.executable, "-m", "bridge", "run", "--containerd", address, "--log-format", "json"]
-    return [*command, "--sink", f"kafka://{bootstrap}/{topic}", "--state-dir", str(directory / topic)]
+    command += ["--sink", sink, "--state-dir", str(directory)]
+    return Pipeline("whalebridge", [(command, _environment(code))], record_sent_at, directory.with_suffix(".log"))
 
 
-def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
+def proxied(address: str, sink: str, directory: Path, code: Path = ROOT) -> Pipeline:
+    """Return whalebridge behind `whalebridge proxy`; the usage of both is added up."""
+    listen = str(directory.with_suffix(".sock"))
+    proxy = [sys.executable, "-m", "bridge", "proxy", "--containerd", address, "--listen", listen]
+    behind = whalebridge(listen, sink, directory, code)
+    commands = [(proxy, _environment(code)), *behind.commands]
+    return Pipeline("whalebridge + proxy", commands, record_sent_at, behind.log, side_by_side=True)
+
+
+def _environment(code: Path) -> dict[str, str]:
+    # The working directory must not come first in the search path; several bridges cannot listen on one port.
+    return {**os.environ, "PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "WHALEBRIDGE_HTTP__LISTEN": ""}
+
+
+def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, log: Path) -> Pipeline:
     """Return the shell's pipeline `ctr events | kcat -P`."""
     ctr = engine.sandboxed_command("ctr", "--address", engine.address, "events")
     producer = ["kcat", "-P", "-b", bootstrap, "-t", topic]
     commands = [(ctr, engine.env), (producer, kcat.environment())]
-    return Pipeline("ctr events | kcat", commands, line_sent_at, directory / f"{topic}.log")
-
-
-PIPELINES = {"whalebridge": whalebridge, "proxied": proxied, "kcat": ctr_kcat}
+    return Pipeline("ctr events | kcat", commands, line_sent_at, log)
 
 
 def record_sent_at(value: bytes) -> int | None:

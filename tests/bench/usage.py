@@ -30,8 +30,18 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 def peak_bytes(pids: Iterable[int]) -> int:
     """Return the sum of the peak resident memory of the processes."""
+    return _status_bytes(pids, "VmHWM")
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Return the sum of the present resident memory of the processes."""
+    return _status_bytes(pids, "VmRSS")
+
+
+def _status_bytes(pids: Iterable[int], name: str) -> int:
     total = 0
     for pid in process_tree(pids):
-        if peak := re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE):
-            total += int(peak[1]) * 1024
+        status = Path(f"/proc/{pid}/status").read_text()
+        if match := re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE):
+            total += int(match[1]) * 1024
     return total

@@ -12,7 +12,13 @@ import pytest
 
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
-from bridge.core.container_metadata import KUBERNETES_NAMESPACE, POD_NAME_LABEL, POD_NAMESPACE_LABEL, POD_UID_LABEL
+from bridge.core.container_metadata import (
+    KUBERNETES_NAMESPACE,
+    POD_NAME_LABEL,
+    POD_NAMESPACE_LABEL,
+    POD_UID_LABEL,
+    with_image_digest,
+)
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.label_rules import LabelRules
 from tests.integration.canaries import Canaries
@@ -156,6 +162,11 @@ async def test_cri_reads_return_what_the_bridge_needs(containerd: CRIContainerd,
                 for uids in ((), ("uid-web",), ("uid-web", "uid")):
                     assert await client.pod_labels(uids, 10) == {"uid-web": {"app": "web"}}
                 assert await client.pod_labels(["uid"], 10) == {}
+                created = await client.container(running)
+                assert created is not None
+                image_ = await client.image(KUBERNETES_NAMESPACE, created.image, 10)
+                digest = await asyncio.to_thread(containerd.image_digest, created.image, KUBERNETES_NAMESPACE)
+                assert with_image_digest(created, image_, time.time_ns()).image_digest == digest
                 metadata = await client.container(ContainerKey(KUBERNETES_NAMESPACE, pod[0]))
                 assert metadata is not None
                 assert metadata.pod_labels == {"app": "web", **image.LABELS}

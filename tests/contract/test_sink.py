@@ -10,10 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.ports import Sink
 from bridge.core.records import Record
+from config.fields import MAX_ATTRIBUTE_LENGTH, MAX_ATTRIBUTES, Attributes
 from tests.contract.sink_targets import ServerTarget, Target, make_target
 from tests.integration.target_checks import publish_until_accepted
 from tests.naming import raises_naming
@@ -60,6 +62,17 @@ async def test_acknowledged_records_are_stored_in_order(target: Target) -> None:
             await sink.publish(published[start:end])
             await sink.publish([])
             assert await target.stored() == documents(published[:end])
+
+
+@every(*KINDS)
+async def test_records_with_largest_attributes_are_stored(target: Target) -> None:
+    """In the headers of NATS, each character takes twelve bytes; its limit is 64 KiB for all headers."""
+    values = {f"attribute{number:011}": "\U0001f433" * MAX_ATTRIBUTE_LENGTH for number in range(MAX_ATTRIBUTES)}
+    assert TypeAdapter(Attributes).validate_python(values) == values
+    published = records(300, attributes=values)
+    async with started(target.make()) as sink:
+        await sink.publish(published)
+    assert await target.stored() == documents(published)
 
 
 @every(*KINDS)

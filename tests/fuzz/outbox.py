@@ -30,6 +30,7 @@ from bridge.core.container_state import (
 from bridge.core.container_store import StateChange
 from bridge.core.containerd_model import ContainerKey, Instant, Metadata, TaskExited
 from bridge.core.errors import FatalError
+from bridge.core.exit_counts import STATUSES, ExitNamespace, NamespaceExits
 from bridge.core.ports import StoredCheckpoint
 from bridge.core.tracker import Tracker
 from bridge.outbox.outbox import StoredOutbox
@@ -73,7 +74,9 @@ def _checkpoint() -> dict[str, bytes]:
     )
     changes = [StateChange(_KEY, running, _METADATA, True), StateChange(other, exited, None, False)]
     encoded = {key: value for key, value in checkpoint.encode_changes(changes) if value is not None}
-    return {checkpoint.HEADER_KEY: checkpoint.encode_header(header), source: position, **encoded}
+    exits = checkpoint.encode_exits({ExitNamespace("k8s.io", "shop"): NamespaceExits((1,) * len(STATUSES), 1, 5)})
+    values = {checkpoint.HEADER_KEY: checkpoint.encode_header(header), checkpoint.EXITS_KEY: exits, source: position}
+    return {**values, **encoded}
 
 
 def _checkpoint_samples() -> Sequence[bytes]:
@@ -90,7 +93,10 @@ def _read_checkpoint(data: bytes) -> None:
             values[key.decode("utf-8", "replace")] = value
     _recover(values)
     with contextlib.suppress(ValueError):
-        entries = checkpoint.decode(values).entries
+        decoded = checkpoint.decode(values)
+        exits = {checkpoint.EXITS_KEY: checkpoint.encode_exits(decoded.exits)}
+        assert checkpoint.decode(exits).exits == decoded.exits
+        entries = decoded.entries
         changes = [StateChange(each.key, each, each.metadata, True) for each in entries]
         encoded = {key: value for key, value in checkpoint.encode_changes(changes) if value is not None}
         assert dict(checkpoint.encode_changes(_changes(encoded))).items() >= encoded.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -17,9 +18,15 @@ from bridge.consumer.record_decoder import Position
 from bridge.consumer.record_reader import Message, Reader, read
 from bridge.core.ports import Sink
 from bridge.core.records import Record
+from tests.documentation import ROOT
 from tests.eventually import eventually_async
+from tests.integration.resuming_consumer import PROCESSING_SECONDS
 from tests.sample_records import control_record, record
 from tests.scale import scaled
+
+KILLS = scaled(reduced=4, full=100)
+MAX_CHANGES_PER_PROCESS = 50
+RESUMED_RECORDS = 60 * KILLS  # more than it can read before the last kill
 
 
 async def read_to_end(reader: Reader) -> list[Message]:
@@ -77,28 +84,29 @@ async def follow(reader: Reader) -> AsyncIterator[FollowedMessages]:
         assert not pending, pending
 
 
-async def check_resumption(url: str, path: Path, count: int) -> None:
-    """Check that a consumer that is killed at random, and starts with its saved state, equals one that is not."""
+async def check_resumption(url: str, directory: Path) -> None:
+    """Check that a process that is killed at random, and starts with its saved state, equals one that is not."""
     expected = [(change.source, change.record.position) async for change in consumer.follow(url, wait=False)]
-    assert len(expected) == count
-    chance, results, kept = Random(7), list[tuple[Source, Position]](), 0  # noqa: S311
-    for kill in range(scaled(reduced=10, full=100), -1, -1):
-        del results[kept:]  # the results since the last save are gone with the process
-        state = State.load(path)
-        async with contextlib.aclosing(consumer.follow(url, state, wait=False)) as changes:
-            async for change in changes:
-                results.append((change.source, change.record.position))
-                if chance.random() < 0.05:
-                    state.save(path)
-                    kept = len(results)
-                if kill and chance.random() < 0.01:
-                    break
-            else:
-                state.save(path)
-                kept = len(results)
+    chance, changes = Random(7), directory / "changes"  # noqa: S311
+    command = [sys.executable, "-m", "tests.integration.resuming_consumer", url, str(directory)]
+    for _ in range(KILLS):
+        size = changes.stat().st_size if changes.exists() else 0
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+        if chance.random() < 0.9:  # otherwise, it is killed at its start
+            await eventually_async(lambda: changes.exists() and changes.stat().st_size > size)  # noqa: B023
+        await asyncio.sleep(chance.uniform(0, MAX_CHANGES_PER_PROCESS * PROCESSING_SECONDS))
+        assert process.returncode is None
+        process.kill()
+        await process.wait()
+    assert changes.stat().st_size < len(expected) * 50  # it was not at the end before it was killed for the last time
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
+    assert await process.wait() == 0
+    lines = changes.read_bytes().splitlines()
+    results = [msgspec.json.decode(line, type=tuple[Source, Position]) for line in lines]
     for source in {source for source, _ in expected}:  # partitions may be read in another order
         assert [each for each in results if each[0] == source] == [each for each in expected if each[0] == source]
-    assert len(results) == count
+    assert len(results) == len(expected)
+    print(f"{len(results)} changes of a process that was killed {KILLS} times")
 
 
 async def check_start_from_table(create_sink: Callable[[], Sink], url: str, table_url: str) -> None:

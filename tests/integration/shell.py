@@ -52,7 +52,9 @@ class ShellSandbox:
                 tool, f"exec java -cp '{cache_directory()}/kafka-tools/libs/*' org.apache.kafka.tools.{name} \"$@\""
             )
         self._program(
-            "make", f'exec /usr/bin/make --old-file=setup --old-file=testbed BIN={Path(sys.executable).parent} "$@"'
+            "make",
+            "exec /usr/bin/make --old-file=setup --old-file=setup-runtime --old-file=testbed "
+            f'BIN={Path(sys.executable).parent} "$@"',
         )
         libraries = kcat.environment()["LD_LIBRARY_PATH"]
         self._program("kcat", f'LD_LIBRARY_PATH={libraries} exec $(PATH={search_path("kcat")} which kcat) "$@"')

@@ -19,6 +19,7 @@ from bridge.core.errors import NotFoundError, TransientError
 from sinks.kafka.sink import KafkaSink
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import (
+    RESUMED_RECORDS,
     check_resumption,
     check_start_from_table,
     follow,
@@ -65,8 +66,8 @@ async def test_kafka_reader_reads_all_partitions_to_end(kafka: Kafka) -> None:
 async def test_kafka_consumer_killed_at_any_point_resumes_exactly(kafka: Kafka, tmp_path: Path) -> None:
     kafka.admin.create_topic("read.resumed", partitions=3)
     for host in "abcdef":
-        await publish(kafka, "read.resumed", 1, 200, host=host)
-    await check_resumption(kafka_url(kafka, "read.resumed"), tmp_path / "state", 1200)
+        await publish(kafka, "read.resumed", 1, RESUMED_RECORDS // 6, host=host)
+    await check_resumption(kafka_url(kafka, "read.resumed"), tmp_path)
 
 
 async def test_kafka_state_topic_and_later_records_are_whole_state(kafka: Kafka) -> None:

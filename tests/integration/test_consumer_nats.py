@@ -18,6 +18,7 @@ from bridge.core.errors import NotFoundError, TransientError
 from sinks.nats.sink import NatsSink
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import (
+    RESUMED_RECORDS,
     check_resumption,
     check_start_from_table,
     follow,
@@ -65,13 +66,17 @@ async def test_nats_reader_reads_stream_in_order_to_end(nats: Nats) -> None:
 
 
 async def test_nats_consumer_killed_at_any_point_resumes_exactly(nats: Nats, tmp_path: Path) -> None:
-    await publish(nats, 1, 1000, "read.resumed")
-    url = nats_url(nats, "read.resumed")
-    await check_resumption(url, tmp_path / "state", 1000)
-    state = State.load(tmp_path / "state")
-    state.positions[url] = {"stream": 5000}  # of a stream that was created again since
+    await publish(nats, 1, RESUMED_RECORDS, "read.resumed")
+    await check_resumption(nats_url(nats, "read.resumed"), tmp_path)
+
+
+async def test_nats_consumer_reads_recreated_stream_from_its_beginning(nats: Nats) -> None:
+    await publish(nats, 1, 100, "read.recreated")
+    url, state = nats_url(nats, "read.recreated"), State()
+    assert len([change async for change in consumer.follow(url, state, wait=False)]) == 100
+    state.positions[url] = {"stream": 5000}  # of the stream before it was created again
     assert [change async for change in consumer.follow(url, state, wait=False)] == []
-    assert state.positions[url] == {"stream": 1000}
+    assert state.positions[url] == {"stream": 100}
 
 
 async def test_nats_bucket_and_later_records_are_whole_state(nats: Nats) -> None:
@@ -130,6 +135,14 @@ async def test_nats_reader_delivers_infrequent_records_immediately(nats: Nats) -
 async def test_nats_reader_finds_stream_by_subjects(nats: Nats) -> None:
     published = await publish(nats, 1, 10, "read.named", stream={"name": "CUSTOM"})
     assert record_data(await read_to_end(reader(nats, "read.named"))) == published
+
+
+async def test_nats_reader_reads_single_node(nats: Nats) -> None:
+    await publish(nats, 1, 10, "read.nodes")
+    sink = await start_sink(nats, "read.nodes")
+    await sink.publish(other := records(10, host="node-7"))
+    await sink.close()
+    assert record_data(await read_to_end(reader(nats, "read.nodes.node-7"))) == record_data(other)
 
 
 async def test_nats_reader_reads_only_requested_subjects(nats_factory: NatsFactory) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import signal
 import sys
 from pathlib import Path
 
+from bridge.core.containerd_model import ContainerKey
 from tests.bridge_process import BridgeProcess, check_stream
 from tests.eventually import eventually
 from tests.integration.commands import assert_one_line, whalebridge
@@ -13,7 +16,21 @@ from tests.integration.engines import one_engine
 from tests.integration.http_client import LOCAL, HttpClient, assert_not_ready
 from tests.integration.notify_socket import NotifySocket
 from tests.integration.test_disk_faults import fill_up, small_disk
+from tests.simulator.containerd import SimulatedContainerd
 from tests.testbed.containerd import Containerd
+
+NOT_NEEDED_FOR_FIRST_RECORD = {
+    "aiohttp": "imported with the first connection to the HTTP endpoint",
+    "prometheus_client": "imported with the first connection to the HTTP endpoint",
+    "aiokafka": "imported for Kafka",
+    "nats": "imported for NATS",
+    "tenacity": "imported when something is retried",
+    "rich.text": "imported for tables, not for the log",
+    "pygments": "imported by rich",
+    "attr": "imported by rich",
+    "jsonschema": "imported to validate documents",
+}
+MAX_MODULES = 640  # 596 were counted with Python 3.11
 
 
 def subdirectory(parent: Path, name: str) -> Path:
@@ -147,3 +164,16 @@ def test_fault_23_two_bridges_share_state_dir(engine: Containerd, tmp_path: Path
             second.wait_synced(2)
     check_stream(first.records())
     check_stream(second.records())
+
+
+async def test_first_record_needs_few_modules(tmp_path: Path) -> None:
+    async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+        containerd.state.run(ContainerKey("default", "web"))
+        environment = {"PYTHONPROFILEIMPORTTIME": "1"}
+        with BridgeProcess(
+            containerd.address, tmp_path, state_dir=tmp_path / "state", environment=environment
+        ) as bridge:
+            await asyncio.to_thread(bridge.wait_synced)
+            modules = re.findall(r"^import time: .*\| +(\S+)$", bridge.log.read_text(), re.MULTILINE)
+    assert {name: reason for name, reason in NOT_NEEDED_FOR_FIRST_RECORD.items() if name in modules} == {}
+    assert 300 < len(modules) < MAX_MODULES

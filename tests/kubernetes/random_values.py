@@ -96,6 +96,7 @@ _CHOICES: dict[str, Choose] = {
     "serviceMonitor.metricRelabelings": _some({"action": "labeldrop", "regex": "1e3"}),
     "prometheusRule.disabledAlerts": _some("WhalebridgeDown", "WhalebridgeAbsent"),
     "prometheusRule.additionalRules": _some({"record": "a", "expr": "1e3"}, {"alert": "A", "expr": "{{ x }}"}),
+    "prometheusRule.severities": _one({}, {"WhalebridgeDown": "info"}),
     "prometheusRule.runbookUrl": _one("https://example.net/a", ""),
     "nameOverride": _one("", "a", "a" * 63),
     "fullnameOverride": _one("", "a", "a" * 70),

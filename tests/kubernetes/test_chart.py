@@ -16,6 +16,7 @@ import yaml
 
 from bridge import __version__
 from bridge.settings_reload import RELOADABLE
+from config.fields import MAX_ATTRIBUTES
 from tests.kubernetes.rendering import (
     CHART,
     DISTRIBUTIONS,
@@ -251,6 +252,16 @@ def test_chart_sets_cluster_name_as_attribute() -> None:
     assert settings(render()).attributes == {}
     with pytest.raises(CommandError, match=r"clusterName or config.attributes.cluster, not both"):
         render({"config": {"attributes": {"cluster": "a"}}, "clusterName": "b"})
+
+
+def test_chart_counts_cluster_name_as_attribute() -> None:
+    attributes = {f"name{number}": "value" for number in range(MAX_ATTRIBUTES)}
+    config: dict[str, Any] = {"sinks": {"main": NATS}, "attributes": attributes}
+    assert settings(render({"config": config})).attributes == attributes
+    with pytest.raises(CommandError, match=r"Remove one of config.attributes: there can be 16 attributes"):
+        render({"config": config, "clusterName": "prod-1"})
+    attributes.pop("name0")
+    assert len(settings(render({"config": config, "clusterName": "prod-1"})).attributes) == MAX_ATTRIBUTES
 
 
 def test_chart_mounts_configuration_as_directory() -> None:
@@ -558,21 +569,67 @@ def test_chart_monitor_has_options_of_its_endpoint(kind: str) -> None:
         assert endpoint == expected
 
 
+def rules_of(manifests: list[Manifest]) -> list[dict[str, Any]]:
+    (group,) = find_one(manifests, "PrometheusRule")["spec"]["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
 def test_chart_rules_can_be_disabled_and_added() -> None:
-    alerts = yaml.safe_load((CHART / "files" / "rules.yaml").read_text())["groups"][0]["rules"]
+    page = "https://example.net/runbook"
+    text = (CHART / "files" / "rules.yaml").read_text().replace("docs/operations.md", page)
+    alerts = yaml.safe_load(text[text.index("groups:") :])["groups"][0]["rules"]
     own = {"record": "whales", "expr": "vector(1)", "labels": {"a": "{{ $value }}"}}
     values = {"disabledAlerts": [alerts[0]["alert"], alerts[2]["alert"]], "additionalRules": [own]}
-    (group,) = find_one(render({"prometheusRule": {"enabled": True, **values}}), "PrometheusRule")["spec"]["groups"]
-    assert group["rules"] == [alerts[1], *alerts[3:], own]
-    page = "https://example.net/runbook"
-    rules = find_one(render({"prometheusRule": {"enabled": True, "runbookUrl": page}}), "PrometheusRule")["spec"]
-    for rule in rules["groups"][0]["rules"]:
+    rules = rules_of(render({"prometheusRule": {"enabled": True, "runbookUrl": page, **values}}))
+    assert rules == [alerts[1], *alerts[3:], own]
+    for rule in rules[:-1]:
         assert rule["annotations"]["runbook_url"] == f"{page}#{rule['alert'].lower()}"
 
 
-def test_chart_rejects_unknown_alert() -> None:
-    with pytest.raises(CommandError, match=r"disabledAlerts: there is no alert Whales; the alerts are: WhalebridgeAb"):
-        render({"prometheusRule": {"enabled": True, "disabledAlerts": ["Whales"]}})
+def test_chart_alert_severities_can_be_changed() -> None:
+    values = {"enabled": True, "severities": {"WhalebridgeDown": "info", "WhalebridgeSinkDown": "none"}}
+    severities = {rule["alert"]: rule["labels"]["severity"] for rule in rules_of(render({"prometheusRule": values}))}
+    default = {rule["alert"]: rule["labels"]["severity"] for rule in rules_of(render({"prometheusRule.enabled": True}))}
+    assert severities == default | {"WhalebridgeDown": "info", "WhalebridgeSinkDown": "none"}
+    assert set(default.values()) == {"critical", "warning"}
+
+
+def dashboard_of(manifests: list[Manifest]) -> dict[str, Any]:
+    (text,) = [each["data"]["whalebridge.json"] for each in manifests if "whalebridge.json" in each.get("data", {})]
+    dashboard: dict[str, Any] = json.loads(text)
+    return dashboard
+
+
+def test_chart_links_instructions_only_by_full_address(tmp_path: Path) -> None:
+    enabled = {"prometheusRule.enabled": True, "dashboard.enabled": True}
+    manifests = render(enabled)
+    assert not [rule for rule in rules_of(manifests) if "runbook_url" in rule["annotations"]]
+    source = json.loads((CHART / "files" / "dashboard.json").read_text())
+    assert dashboard_of(manifests) == source | {"links": []}
+    page = "https://example.net/runbook"
+    manifests = render(enabled | {"prometheusRule.runbookUrl": page})
+    assert dashboard_of(manifests) == source | {"links": [{**source["links"][0], "url": f"{page}#alerts"}]}
+    released = tmp_path / "whalebridge"  # a release names its repository
+    shutil.copytree(CHART, released)
+    with (released / "Chart.yaml").open("a") as file:
+        file.write("sources: [https://git.example.net/whalebridge]\n")
+    text = helm("template", "whalebridge", str(released), *TEMPLATE_FLAGS, "--set=prometheusRule.enabled=true")
+    address = f"https://git.example.net/whalebridge/blob/v{__version__}/docs/operations.md#whalebridgedown"
+    assert f"runbook_url: {address}\n" in text
+
+
+@pytest.mark.parametrize("url", ["docs/operations.md", "https://example.net/a b", 'https://example.net/"'])
+def test_chart_rejects_runbook_without_full_address(url: str) -> None:
+    with pytest.raises(CommandError, match="runbookUrl"):
+        render({"prometheusRule": {"enabled": True, "runbookUrl": url}})
+
+
+@pytest.mark.parametrize("values", [{"disabledAlerts": ["Whales"]}, {"severities": {"Whales": "info"}}])
+def test_chart_rejects_unknown_alert(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(CommandError, match=rf"{name}: there is no alert Whales; the alerts are: WhalebridgeAb"):
+        render({"prometheusRule": {"enabled": True, **values}})
 
 
 LARGE = 1_000_660_000

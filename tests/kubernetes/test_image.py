@@ -14,7 +14,7 @@ import pytest
 from bridge import __version__
 from tests.documentation import ROOT
 from tests.eventually import eventually
-from tests.testbed.bridge_image import CREATED, NAME
+from tests.testbed.bridge_image import CREATED, NAME, SOURCE
 from tests.testbed.dockerd import Docker
 from tests.testbed.process import CommandError
 
@@ -33,7 +33,11 @@ def test_image_declares_user_version_and_health_check(docker_with_image: Docker)
     config = inspected["Config"]
     assert config["User"] == "65532:65532"
     labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
-    assert (labels["version"], labels["created"]) == (__version__, CREATED)
+    assert (labels["version"], labels["created"], labels["source"]) == (__version__, CREATED, SOURCE)
+    assert set(labels) == {
+        *("title", "description", "licenses", "vendor", "version", "revision", "created"),
+        *("source", "url", "documentation"),
+    }
     assert config["Healthcheck"]["Test"][0] == "CMD"  # no shell
 
 

@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from bridge.core import checkpoint
+from bridge.core.checkpoint import EXITS_KEY
+from bridge.core.exit_counts import Exits
 from bridge.core.ports import Clock
 from bridge.core.records import Record
 from bridge.outbox import dead_letters
@@ -311,3 +314,9 @@ def stored_bytes(disk: Disk) -> Iterator[bytes]:
     yield from content.checkpoint.values()
     yield from disk.dead_letters
     yield msgspec.json.encode([loss.record.data.decode() for each in content.losses.values() for loss in each.values()])
+
+
+def stored_exits(disk: Disk) -> Exits:
+    """Return the counts of exits in the checkpoint on the disk."""
+    stored = disk.content.checkpoint.get(EXITS_KEY)
+    return {} if stored is None else checkpoint.decode({EXITS_KEY: stored}).exits

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping
+from operator import gt
 from random import Random
 from typing import Any
 
@@ -34,7 +35,7 @@ from bridge.watch import ContainerWatch, WatchSettings
 from tests.simulator.broker import Broker, BrokerSink
 from tests.simulator.client import InProcessClient
 from tests.simulator.containerd import SimulatedContainerd
-from tests.simulator.disk import Disk, SimulatedOutbox, dead_letters_on
+from tests.simulator.disk import Disk, SimulatedOutbox, dead_letters_on, stored_exits
 from tests.simulator.faults import ALL
 from tests.simulator.shims import ObservedState, run_id
 from tests.simulator.state import IMAGE, SimulatedRpcError
@@ -289,9 +290,19 @@ class World:
         self._bridges += 1
         if self.disk is None:
             self.clock.advance(0.001)  # a start takes longer, and so each has an epoch of its own
+        self._check_exit_counts()
         self.state.process = self._bridges
         self.log(f"--- bridge {self._bridges} starts")
         self.bridge = Bridge(self, self._bridges)
+
+    def _check_exit_counts(self) -> None:
+        """Check that no count that the process before has exposed is set back."""
+        if self.disk is None or self._bridges == 1:
+            return
+        stored = stored_exits(self.disk)
+        for namespace, each in self.bridge.watch.counters.exits.persisted.items():
+            if namespace not in stored or any(map(gt, each.statuses, stored[namespace].statuses)):
+                self.violate("exit counts", f"{each} of {namespace} is set back")
 
     async def _pass_time(self, seconds: float) -> None:
         if seconds:

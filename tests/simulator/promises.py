@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -15,11 +16,12 @@ from bridge.consumer.record_decoder import Source, decode
 from bridge.containerd.protos.cri_pb2 import CONTAINER_EXITED
 from bridge.core.container_metadata import CRI_KIND_LABEL, NERDCTL_NAME_LABEL, display_id
 from bridge.core.containerd_model import ContainerKey, TaskCreated, TaskExited, TaskStarted, TaskStatus
+from bridge.core.exit_counts import OTHER, STATUSES
 from bridge.core.record_encoder import rfc3339
 from bridge.core.records import Record
 from tests.documentation import documented_fold
 from tests.simulator.broker import Broker
-from tests.simulator.disk import stored_bytes
+from tests.simulator.disk import stored_bytes, stored_exits
 from tests.simulator.history import FILTERS, HOST, RULES, SECRET, World
 from tests.simulator.shims import TrueRun, run_id
 
@@ -50,6 +52,7 @@ def check_promises(world: World) -> list[str]:
         check_image_digests,
         check_secrets,
         check_audit,
+        check_exit_counts,
     )
     for check in checks:
         found += check(world)
@@ -361,6 +364,32 @@ def check_recorded(world: World) -> Iterator[str]:
             yield f"P6: {id_} has exited with {status.exit_code}, published is {published[1]['exit']}"
         elif published[1]["exit"]["status"] is None and not _CRI_FAULTS & world.kinds:
             yield f"P6: CRI remembers the status of {id_}, published is {published[1]['exit']}"
+
+
+# --- the metrics of exits ---
+
+
+def check_exit_counts(world: World) -> Iterator[str]:
+    """Each published exit is counted once, also across restarts."""
+    if world.disk is None:
+        return
+    expected: Counter[tuple[str, str]] = Counter()
+    for record in map(msgspec.json.decode, world.documents.values()):
+        if record["type"] == "exited":
+            status = str(record["exit"]["status"]).replace("None", "unknown")
+            expected[record["container"]["namespace"], status if status in STATUSES else OTHER] += 1
+    exits = stored_exits(world.disk)
+    counted = Counter(
+        {
+            (namespace, status): count
+            for (namespace, _pod), each in exits.items()
+            for status, count in zip(STATUSES, each.statuses, strict=True)
+        }
+    )
+    if +counted != expected:
+        yield f"exit counts: {sorted((+counted).items())}, published are {sorted(expected.items())}"
+    if world.bridge.watch.counters.exits.persisted != exits:
+        yield "exit counts: those that are exposed differ from those that are stored"
 
 
 # --- what consumers can check themselves ---

@@ -18,6 +18,7 @@ from bridge.core.container_state import Transition
 from bridge.core.container_store import ContainerStore
 from bridge.core.containerd_model import ContainerEvent, ContainerKey, Image, Instant, Metadata, Task
 from bridge.core.errors import BridgeError
+from bridge.core.exit_counts import ExitCounts
 from bridge.core.label_rules import LabelRules
 from bridge.core.record_encoder import Gap, RecordEncoder
 from bridge.core.records import Record
@@ -188,6 +189,14 @@ async def receive_and_process(queue: EventQueue, events: list[ContainerEvent]) -
     await queue.wait_processed()
 
 
+_count_exit = ExitCounts._count_exit
+
+
+def count_silently(counts: ExitCounts, *args: Any) -> None:
+    _count_exit(counts, *args)
+    counts._changed = False
+
+
 class Mutant(NamedTuple):
     """A bridge that breaks a promise, because attributes of ``patches`` are replaced."""
 
@@ -232,6 +241,8 @@ MUTANTS = [
     Mutant("receives no faster than it writes", "P8", {(EventQueue, "put"): receive_and_process}),
     Mutant("ignores the limits", "P8", {(Limits, "overflow"): lambda *_: (0, 0)}),
     Mutant("ignores the label rules", "P9", {(LabelRules, "apply"): lambda _, labels: dict(labels)}),
+    Mutant("forgets the exit counts", "exit counts", {(ExitCounts, "restore"): lambda *_: None}),
+    Mutant("persists no counts between snapshots", "exit counts", {(ExitCounts, "_count_exit"): count_silently}),
     Mutant("keeps labels that new rules drop", "P9", {(Tracker, "apply_label_rules"): lambda *_: None}),
 ]
 

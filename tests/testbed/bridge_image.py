@@ -18,6 +18,7 @@ COMPONENTS = ("debian-13",)
 """Components that must be installed, in addition to a Docker engine."""
 
 NAME = f"whalebridge:{__version__}"
+SOURCE = "https://git.example.org/whalebridge"
 CREATED = "2001-02-03T04:05:06+00:00"
 _BUILDER = "whalebridge-testbed/debian:trixie-slim"
 _PYTHON_VERSION = "3.13"  # Debian 13's
@@ -44,6 +45,7 @@ def build(docker: Docker, directory: Path) -> None:
             "PIP_FIND_LINKS": "/src/build/wheels",
             "VERSION": __version__,
             "CREATED": CREATED,
+            "SOURCE": SOURCE,
         }
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += ["--network=host", f"--file={_ROOT}/deploy/Dockerfile", f"--tag={NAME}"]

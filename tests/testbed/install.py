@@ -51,8 +51,10 @@ COMPONENTS: tuple[Component, ...] = (
     GoPrograms("nats", "github.com/nats-io/natscli", "v0.5.1", ("./nats",)),
     DebianPackages("debootstrap", ("debootstrap",), ("debootstrap",)),
     DebianPackages("chromium", ("chromium",), ("chromium",), complete=True),
-    DebianPackages("prometheus", ("prometheus",), ("promtool",)),
+    DebianPackages("prometheus", ("prometheus",), ("prometheus", "promtool")),
+    DebianPackages("alertmanager", ("prometheus-alertmanager",), ("prometheus-alertmanager",)),
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
+    GoPrograms("actionlint", "github.com/rhysd/actionlint", "v1.7.12", ("./cmd/actionlint",)),
     NpmPackages("asyncapi-parser", ("@asyncapi/parser@3.6.6",)),
 )
 

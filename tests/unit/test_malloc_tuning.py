@@ -1,4 +1,4 @@
-"""Check that memory freed by one batch stays in the process for the next batch."""
+"""Check that memory freed by one batch stays in the process for the next batch, until it is returned."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from bridge import malloc_tuning
+from bridge.clock import SystemClock
 
 # Counts the page faults of twenty consecutive batches of 8 MiB.
 PROGRAM = """
@@ -37,6 +38,32 @@ def test_freed_memory_is_retained() -> None:
     assert retained < by_default / 4, "malloc may retain memory by default now; the setting may be obsolete"
 
 
-def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retained_memory_is_returned_after_a_while() -> None:
+    program = """
+import asyncio, re
+from pathlib import Path
+from bridge import malloc_tuning
+from bridge.clock import SystemClock
+def resident_kib():
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+async def main():
+    malloc_tuning.TRIM_SECONDS = 0.1
+    returning = asyncio.create_task(malloc_tuning.return_freed_memory(SystemClock()))
+    blocks = [bytes(8192) for _ in range(8192)]
+    kept = blocks[::64]
+    del blocks
+    before = resident_kib()
+    await asyncio.sleep(0.3)
+    print(before - resident_kib())
+    returning.cancel()
+malloc_tuning.retain_freed_memory()
+asyncio.run(main())
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert int(process.stdout) > 48 * 1024  # of 64 MiB
+
+
+async def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace())
     assert malloc_tuning.retain_freed_memory() is False
+    await malloc_tuning.return_freed_memory(SystemClock())  # ends at once

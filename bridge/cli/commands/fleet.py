@@ -118,7 +118,7 @@ async def _read(reader: Reader, apply: Callable[[DecodedRecord], object], notify
     with show_progress(reader) as advance:
         async with aclosing(read_records(reader, SystemClock(), notify)) as batches:
             async for batch in batches:
-                for record, _ in batch:
+                for record, _, _ in batch:
                     if record.is_table_entry:
                         raise table_entry_error("a message there")
                     apply(record)
@@ -200,7 +200,7 @@ async def _follow(reader: Reader, screen: FleetScreen) -> None:
             if not is_shown:
                 tasks.create_task(show(screen.page, screen.changed))
                 is_shown = True
-            for record, _ in batch:
+            for record, _, _ in batch:
                 if record.is_table_entry:
                     raise table_entry_error("a message there")
                 screen.state.apply(record)

@@ -206,7 +206,7 @@ async def _read_sources(reader: Reader, now: datetime) -> list[_LastRecord]:
     last: dict[Source, DecodedRecord] = {}
     async with aclosing(read_records(reader, SystemClock(), print_error)) as batches:
         async for batch in batches:
-            for record, data in batch:
+            for record, data, _ in batch:
                 if record.is_table_entry:
                     raise table_entry_error("a message there")
                 state.apply(record, data)

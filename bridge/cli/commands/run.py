@@ -32,6 +32,7 @@ def run(**given: Unpack[options.RunOptions]) -> None:
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
+    from bridge.telemetry import logs  # isort: skip # first, because it imports structlog without rich
     from bridge.settings_reload import ConfigFile
     from config.sources import yaml
 
@@ -42,7 +43,6 @@ def run(**given: Unpack[options.RunOptions]) -> None:
 
     from bridge import app, malloc_tuning
     from bridge.core.errors import BridgeError
-    from bridge.telemetry import logs
 
     malloc_tuning.retain_freed_memory()
     writer = logs.configure(settings.log.level, settings.log.format)

@@ -17,8 +17,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bridge import __version__
+from bridge.core.exit_counts import STATUSES
 from bridge.core.records import SnapshotReason, TransitionType
-from bridge.telemetry.counters import BUCKET_BOUNDS, GAP_REASONS
+from bridge.telemetry.counters import BUCKET_BOUNDS, GAP_REASONS, Histogram
 from bridge.telemetry.status import BridgeInspector, SinkStatus, Status, evaluate
 
 # Reasons why an event produced no record: the key of the internal counter, and the label value of the metric.
@@ -60,6 +61,7 @@ class _Collector(Collector):
         status = self._bridge.status()
         yield from _bridge_metrics(status)
         yield from _record_metrics(status)
+        yield from _exit_metrics(status)
         yield from _stream_metrics(status)
         yield from _sink_metrics(status.sinks)
 
@@ -102,6 +104,18 @@ def _record_metrics(status: Status) -> Iterator[Metric]:
     )
 
 
+def _exit_metrics(status: Status) -> Iterator[Metric]:
+    exits, labels = status.counters.exits.persisted.items(), ("containerd_namespace", "pod_namespace")
+    by_status = (
+        ((*namespace, name), count)
+        for namespace, each in exits
+        for name, count in zip(STATUSES, each.statuses, strict=True)
+    )
+    yield _counter("container_exits", "Published exits, by namespace and exit status.", by_status, *labels, "status")
+    oom = ((namespace, each.oom) for namespace, each in exits)
+    yield _counter("container_oom_exits", "Published exits of containers with an OOM kill.", oom, *labels)
+
+
 def _stream_metrics(status: Status) -> Iterator[Metric]:
     ignored = [([label], status.ignored_events[key]) for key, label in _IGNORED_REASONS.items()]
     yield _counter("ignored_events", "Events from containerd that produced no record, by reason.", ignored, "reason")
@@ -125,6 +139,8 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
     yield _counter("proxy_denied_calls", "Calls that whalebridge proxy has denied since its start.", denied)
     yield _gauge("outbox_writable", "1 if the outbox can be written.", [((), status.outbox_error is None)])
     yield _gauge("outbox_limit_bytes", "Maximum size of the backlog of one sink.", [((), status.outbox_max_bytes)])
+    text = "Time from the start of a transaction of the outbox to its end, on disk if there is a state_dir."
+    yield _histogram("outbox_commit_duration_seconds", text, [((), status.commits)])
 
 
 def _sink_metrics(sinks: Sequence[SinkStatus]) -> Iterator[Metric]:
@@ -146,17 +162,15 @@ def _sink_metrics(sinks: Sequence[SinkStatus]) -> Iterator[Metric]:
     yield counter("sink_publish_failures", "Failed attempts to reach the sink.", lambda sink: sink.failures)
     text = "Records rejected by the sink because of their content or size."
     yield counter("sink_rejected_records", text, lambda sink: sink.rejected)
-    yield _publish_duration(sinks)
+    text = "Time from sending a batch to its acknowledgment."
+    yield _histogram("sink_publish_duration_seconds", text, [([sink.name], sink.latency) for sink in sinks], "sink")
 
 
-def _publish_duration(sinks: Sequence[SinkStatus]) -> Metric:
-    family = HistogramMetricFamily(
-        "whalebridge_sink_publish_duration_seconds", "Time from sending a batch to its acknowledgment.", labels=["sink"]
-    )
+def _histogram(name: str, help_text: str, series: Iterable[tuple[Sequence[str], Histogram]], *labels: str) -> Metric:
+    family = HistogramMetricFamily(f"whalebridge_{name}", help_text, labels=labels)
     bounds = [*map(str, BUCKET_BOUNDS), "+Inf"]
-    for sink in sinks:
-        counts = sink.latency.cumulative()
-        family.add_metric([sink.name], list(zip(bounds, counts, strict=True)), sink.latency.total)
+    for label_values, histogram in series:
+        family.add_metric(label_values, list(zip(bounds, histogram.cumulative(), strict=True)), histogram.total)
     return family
 
 

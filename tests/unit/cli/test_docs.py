@@ -355,11 +355,27 @@ def test_configuration_examples_are_valid(path: Path) -> None:
 # --- links ---
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
 def test_documentation_links_exist(path: Path) -> None:
-    links = re.findall(r"\[([^\]]*)\]\(([^)#]+)[^)]*\)", path.read_text())
-    assert [link for _, link in links if "://" not in link and not (path.parent / link).exists()] == []
-    assert [text for text, link in links if text.endswith(".py") and Path(link).name != text] == []
+    links = re.findall(r"\[([^\]]*)\]\(([^)#]*)#?([^)]*)\)", path.read_text())
+    targets = [(text, path.parent / link if link else path, anchor) for text, link, anchor in links if ":" not in link]
+    assert [target for _, target, _ in targets if not target.exists()] == []
+    assert [(target.name, anchor) for _, target, anchor in targets if anchor and anchor not in anchors(target)] == []
+    assert [text for text, target, _ in targets if text.endswith(".py") and target.name != text] == []
+
+
+def test_site_navigation_lists_every_page() -> None:
+    configuration = (ROOT / "deploy" / "site" / "mkdocs.yml").read_text()
+    listed = re.findall(r": ([\w-]+\.md)$", configuration, re.MULTILINE)
+    pages = {path.name for path in ROOT.glob("docs/*.md")} | {f"{path.stem.lower()}.md" for path in ROOT.glob("*.md")}
+    assert sorted(listed) == sorted(pages - {"readme.md"} | {"index.md", "chart.md"})
 
 
 # --- layout ---

@@ -63,16 +63,6 @@ def test_help_and_version_import_no_slow_modules(arguments: list[str]) -> None:
     assert process.stderr == ""
 
 
-def test_start_of_run_imports_neither_http_server_nor_metrics() -> None:
-    code = (
-        "import sys, bridge.app, bridge.cli.commands.run, bridge.telemetry.logs, config.settings;"
-        "slow = {'aiohttp', 'prometheus_client', 'aiokafka', 'nats', 'jsonschema'} & set(sys.modules);"
-        "sys.exit(', '.join(slow) or 0)"
-    )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert process.stderr == ""
-
-
 # --- errors ---
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
@@ -167,3 +168,29 @@ def test_report_says_what_records_cannot_show() -> None:
     ]
     (source,) = audit(topic(record(5))).sources
     assert source.unknown[0] == f"whether there were records before {epoch}-5"
+
+
+# --- long topics ---
+
+
+def test_audit_takes_linear_time_for_many_epochs() -> None:
+    """Four times as many epochs take four times as long, and not sixteen times; containers exit in each."""
+
+    def seconds(epochs: int) -> float:
+        collected: list[Record] = []
+        previous: tuple[int, int] | None = None
+        for epoch in range(1, epochs + 1):
+            ids = [f"web-{epoch}"] if epoch % 2 else []  # the next snapshot does not have it
+            collected += (records := snapshot(1, *ids, epoch=epoch, previous=previous))
+            previous = epoch, len(records)
+        messages = [decode(each.data) for each in collected]
+        durations = []
+        for _ in range(2):
+            started, audited = time.process_time(), Audit()
+            for record_, data in messages:
+                audited.add(record_, data)
+            assert audited.report().records == len(collected)
+            durations.append(time.process_time() - started)
+        return min(durations)
+
+    assert seconds(6000) < 9 * seconds(1500)

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -16,15 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.consumer import Change, SourceInfo, State, follow
+from bridge.consumer import Change, Source, SourceInfo, State, follow
 from bridge.consumer.dedup import SequenceRange
 from bridge.consumer.record_decoder import Retired, decode
 from bridge.core.record_encoder import heartbeat_record
 from bridge.core.records import Record
-from examples import running_containers
+from examples import running_containers, shared_topic
 from tests.documentation import ROOT, code_blocks
 from tests.eventually import eventually_async
-from tests.sample_records import EPOCH, HOST, TIME, control_record, loss_record, record, records, retirement
+from tests.sample_records import ENGINE, EPOCH, HOST, TIME, control_record, loss_record, record, records, retirement
 from tests.scale import scaled
 from tests.unit.consumer.test_projection import random_history
 
@@ -393,10 +394,43 @@ def test_example_continues_after_restart(topic: Path, tmp_path: Path, capsys: py
     assert capsys.readouterr().out.splitlines() == ["node-1 ended web-7", "99 containers are running"]
 
 
-def test_documented_program_is_example() -> None:
-    code = Path(running_containers.__file__).read_text().partition('"""\n\n')[2]
-    assert code == code_blocks((ROOT / "docs" / "consumers.md").read_text(), "python")[0]
+@pytest.mark.parametrize("example", [running_containers, shared_topic])
+def test_documented_program_is_example(example: ModuleType) -> None:
+    code = Path(str(example.__file__)).read_text().partition('"""\n\n')[2]
+    assert code in code_blocks((ROOT / "docs" / "consumers.md").read_text(), "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
+
+
+@pytest.mark.parametrize(
+    ("target", "group", "state", "reason"),
+    [
+        ("file:/events.jsonl", "billing", State(), "partitions of a Kafka topic; a sink of type file has none"),
+        ("nats://localhost/containers", "billing", State(), "partitions of a Kafka topic; a sink of type nats"),
+        ("kafka://localhost/containers", "", State(), "the id of a group cannot be empty"),
+    ],
+)
+async def test_follow_fails_for_target_that_no_group_can_read(
+    target: str, group: str, state: State, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        await anext(follow(target, state, group=group))
+
+
+def test_follow_with_group_starts_empty_and_waits() -> None:
+    state = State()
+    apply(state, record(1))
+    for arguments in ({"state": state}, {"wait": False}):
+        with pytest.raises(ValueError, match="starts with an empty state and waits"):
+            follow("kafka://localhost/containers", group="billing", **arguments)
+
+
+def test_state_forgets_source() -> None:
+    state = State()
+    apply(state, record(1), record(1, host="node-2"))
+    state.forget(Source("node-2", ENGINE.id))
+    state.forget(Source("node-3", ENGINE.id))
+    assert [each.source.host for each in state.sources()] == [HOST]
+    assert {each.source.host for each in state.containers()} == {HOST}
 
 
 def test_projection_loads_no_library_of_brokers_or_of_the_bridge() -> None:

@@ -284,6 +284,17 @@ def test_checkpoint_removes_evicted_containers() -> None:
     assert save_changes(tracker, values) == {}
 
 
+def test_restored_containers_share_equal_strings() -> None:
+    tracker = Tracker(BOOT_ID)
+    for number in range(2):
+        tracker.update_metadata(make_metadata(ContainerKey("shop", f"web-{number}"), labels={"tier": "front end"}))
+    values = save_changes(tracker)
+    labels = [entry.metadata.labels for entry in checkpoint.decode(values).entries if entry.metadata is not None]
+    assert labels == [{"tier": "front end"}] * 2
+    first, second = (next(iter((each or {}).items())) for each in labels)
+    assert all(one is other for one, other in zip(first, second, strict=True))
+
+
 def test_checkpoint_stores_metadata_only_when_changed() -> None:
     tracker = Tracker(BOOT_ID)
     tracker.update_metadata(make_metadata())
@@ -546,6 +557,8 @@ def test_checkpoint_restores_position_and_header() -> None:
         {"header": b"{}"},
         {"metadata\0a\0b": b""},
         {"state": b"\x90"},
+        {"exits": b"\x91\x90"},
+        {"exits": msgspec.msgpack.encode((["0"], [(("a", ""), ([1, 2], 0, 0))]))},
         pytest.param({"header": b"\x81\xa1x" + b"\x91" * 100_000}, id="nested too deep"),
     ],
 )

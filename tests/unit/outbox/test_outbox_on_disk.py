@@ -27,6 +27,7 @@ from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
 from bridge.core.errors import StateError
+from bridge.core.record_encoder import parse_record
 from bridge.outbox import database, database_worker, schema
 from bridge.outbox.chunks import WriteBatch
 from bridge.outbox.database import Database
@@ -488,27 +489,27 @@ async def test_old_sqlite_is_rejected_and_file_left_unchanged(
     assert (path / "outbox.db").read_bytes() == before
 
 
-async def test_database_of_format_1_is_migrated(path: Path) -> None:
+@pytest.mark.parametrize("format_", [1, 3])  # 3: of version 0.1.0
+async def test_database_of_older_version_is_opened(format_: int, path: Path) -> None:
     """In the file, sink `s` has acknowledged 11 of 13 records and rejected the last; `slow` has lost the first 6."""
     path.mkdir()
     with closing(sqlite3.connect(path / "outbox.db")) as old:
-        old.executescript(Path(__file__).with_name("format_1.sql").read_text())
+        old.executescript(Path(__file__).with_name(f"format_{format_}.sql").read_text())
+        chunks = old.execute("SELECT documents FROM chunks ORDER BY position").fetchall()
+    # Records 7 to 13, as the older version encoded them.
+    stored = [parse_record(document) for (documents,) in chunks for document in documents.split(b"\n")]
     factory = RecordFactory()
-    records = [
-        msgspec.structs.replace(
-            each, data=each.data.replace(b',"start":{"at":null}', b"")
-        )  # a later version has added this field
-        for each in factory.started_records(13, size=40)
-    ]
+    factory.started_records(13)
     async with open_outbox(path, "s", "slow") as outbox:
         assert dict(outbox.load_checkpoint().values) == {"key": b"value"}
         assert (outbox.depth("s"), outbox.depth("slow")) == (2, 8)
-        assert outbox.lag("slow").size == sum(len(record.data) for record in records[6:])
+        assert outbox.lag("slow").size == sum(len(record.data) for record in stored)
         kept, lost = await outbox.read("s", 10)
-        assert (kept, loss_range(lost)[1:]) == (records[11], (13, 13, "rejected"))
+        assert (kept, loss_range(lost)[1:]) == (stored[5], (13, 13, "rejected"))
         await outbox.append(factory.started_records(1))
         lost, *kept_records = await read_all(outbox, "slow")
-        assert (kept_records[:-1], loss_range(lost)[1:]) == (records[6:], (1, 6, "overflow"))
+        assert (kept_records[:-1], loss_range(lost)[1:]) == (stored, (1, 6, "overflow"))
+        assert sequences(stored) == list(range(7, 14))
         assert (await read_all(outbox))[-1] == kept_records[-1]
         (new,) = factory.started_records(1)
         await outbox.append([new])
@@ -915,3 +916,11 @@ async def test_dead_letter_starts_new_line_after_truncated_one(path: Path) -> No
     truncated, complete = (path / "dead-letters.jsonl").read_bytes().splitlines()
     assert truncated == b'{"time":"2026-11'
     assert msgspec.json.decode(complete)["record"] == msgspec.json.decode(record.data)
+
+
+async def test_commits_are_counted(tmp_path: Path) -> None:
+    factory = RecordFactory()
+    async with open_outbox(tmp_path) as outbox:
+        for _ in range(3):
+            await outbox.append(factory.started_records(2))
+        assert outbox.commits.cumulative()[-1] == 3

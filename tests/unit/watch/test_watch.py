@@ -9,6 +9,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.core.checkpoint import EXITS_KEY
 from bridge.core.containerd_model import (
     ContainerDeleted,
     ContainerKey,
@@ -22,6 +23,7 @@ from bridge.core.containerd_model import (
     Undecodable,
 )
 from bridge.core.errors import FatalError, StreamOverflowError, TransientError
+from bridge.core.exit_counts import STATUSES
 from bridge.core.time import SECOND
 from bridge.watch.audit import EVENT_DELAY_SECONDS
 from tests.simulator.state import SimulatedRpcError
@@ -514,6 +516,44 @@ async def test_checkpoint_is_written_only_if_outbox_keeps_it(*, keeps_checkpoint
         client.stream.put(*start_events(DB, 11))
         await running.eventually(lambda: len(running.transitions) == 2)
     assert bool(running.outbox.checkpoint) is keeps_checkpoint
+
+
+@pytest.mark.parametrize("keeps_checkpoint", [False, True])
+async def test_exit_counts_are_stored_only_if_outbox_keeps_them(*, keeps_checkpoint: bool) -> None:
+    client = HookedClient({WEB: 10})
+    async with synced_watch(client, keeps_checkpoint=keeps_checkpoint) as running:
+        client.stream.put(exit_event(WEB, 10, 2))
+        await running.eventually(lambda: len(running.transitions) == 2)
+        await asyncio.sleep(0)
+        exits = running.watch.counters.exits.persisted
+    assert [each.statuses[STATUSES.index("2")] for each in exits.values()] == [1]
+    assert (EXITS_KEY in running.outbox.checkpoint) is keeps_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("restart", "expected"),
+    [
+        ({}, 2),
+        ({"host": "node-2"}, 2),
+        ({"boot_id": "60000000-0000"}, 2),
+        ({"host": "node-2", "boot_id": "60000000-0000"}, 1),  # a clone
+    ],
+)
+async def test_exit_counts_continue_unless_host_is_another(restart: dict[str, Any], expected: int) -> None:
+    client = HookedClient({WEB: 10, DB: 20})
+    async with synced_watch(client) as running:
+        client.stream.put(exit_event(WEB, 10, 1))
+        await running.eventually(lambda: len(running.transitions) == 3)
+        checkpoint = dict(running.outbox.checkpoint)
+    client.run(WEB, 12)
+    async with running_watch(client, checkpoint, **restart) as restarted:
+        await restarted.wait_synced()
+        published = len(restarted.transitions)
+        client.stream.put(exit_event(WEB, 12, 1))
+        await restarted.eventually(lambda: len(restarted.transitions) > published)
+        await asyncio.sleep(0)
+        exits = restarted.watch.counters.exits.persisted
+    assert sum(each.statuses[STATUSES.index("1")] for each in exits.values()) == expected
 
 
 @pytest.mark.parametrize("keeps_checkpoint", [False, True])

@@ -379,6 +379,9 @@ metricRelabelings:
 {{- if dig "attributes" "cluster" "" $.Values.config }}
 {{- fail "Set clusterName or config.attributes.cluster, not both." }}
 {{- end }}
+{{- if ge (len (dig "attributes" (dict) $.Values.config)) 16 }}
+{{- fail "Remove one of config.attributes: there can be 16 attributes, and clusterName is one." }}
+{{- end }}
 - name: WHALEBRIDGE_ATTRIBUTES__CLUSTER
   value: {{ . | quote }}
 {{- end }}
@@ -428,4 +431,13 @@ cluster-autoscaler.kubernetes.io/enable-ds-eviction: "false"
     {{- include "whalebridge.socketMount" . | nindent 4 }}
     - name: proxy
       mountPath: /run/whalebridge
+{{- end }}
+
+{{/* Address of the page with the instructions for the alerts; empty if it is not known. */}}
+{{- define "whalebridge.runbookUrl" -}}
+{{- if .Values.prometheusRule.runbookUrl }}
+{{- .Values.prometheusRule.runbookUrl }}
+{{- else if .Chart.Sources }}
+{{- printf "%s/blob/v%s/docs/operations.md" (first .Chart.Sources) .Chart.AppVersion }}
+{{- end }}
 {{- end }}

@@ -11,6 +11,7 @@ import msgspec
 
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine, Metadata
+from bridge.core.exit_counts import STATUSES, ExitNamespace, NamespaceExits
 from bridge.core.ports import Lag
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.telemetry.counters import Counters, Histogram, SnapshotSummary
@@ -31,6 +32,8 @@ def sink_status(name: str = "main", **changed: Any) -> SinkStatus:
 
 def bridge_status(**changed: Any) -> Status:
     """Return the status of a healthy bridge with the given changes."""
+    counters = Counters()
+    counters.exits.restore({ExitNamespace("k8s.io", "billing"): NamespaceExits((1,) * len(STATUSES), 1, 1)})
     defaults = Status(
         host="node-1",
         attributes={"cluster": "prod-1"},
@@ -48,7 +51,7 @@ def bridge_status(**changed: Any) -> Status:
         sinks=[sink_status()],
         running=1,
         paused=1,
-        counters=Counters(),
+        counters=counters,
         ignored_events=Counter(),
         proxy_denied_calls=13,
     )

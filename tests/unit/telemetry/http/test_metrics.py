@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
+from bridge.core.container_state import ExitInfo
 from bridge.core.ports import Lag
 from bridge.telemetry.counters import Counters, Histogram
 from bridge.telemetry.http.metrics import Metrics
@@ -37,24 +39,39 @@ def samples(bridge: FakeBridge) -> dict[str, float]:
 
 
 async def test_metrics_equal_counters() -> None:
-    counters, latency = Counters(), Histogram()
-    counters.count_records([running_container("a"), running_container("b")])
+    counters, latency, commits = Counters(), Histogram(), Histogram()
+    exit_ = replace(running_container(), type="exited", origin="live", exit_info=ExitInfo(137, None, True))
+    counters.count_records([running_container("a"), running_container("b"), exit_])
+    exits = counters.exits.unpersisted()
+    assert exits is not None
+    counters.exits.expose(exits)
+    counters.count_records([exit_])
     counters.count_snapshot(snapshot_summary(reason="reconnect", since=500_000_000))
     counters.reconnects = 2
     latency.observe(0.003)
     latency.observe(70.0)
+    commits.observe(0.02)
     sink = sink_status(lag=Lag(3, 400, 5.5, 6), published=7, failures=8, rejected=9, latency=latency, state="failing")
     ignored = Counter(exec_exit=10, query_failed=11)
     values = samples(
         FakeBridge(
             bridge_status(
-                counters=counters, sinks=[sink], ignored_events=ignored, outbox_error="full", watermark_age=12.0
+                counters=counters,
+                sinks=[sink],
+                ignored_events=ignored,
+                outbox_error="full",
+                watermark_age=12.0,
+                commits=commits,
             )
         )
     )
     expected = {
         "whalebridge_records_total snapshot present": 2,
         "whalebridge_records_total inferred exited": 0,
+        "whalebridge_records_total live exited": 2,
+        "whalebridge_container_exits_total shop  137": 1,  # the other one is not persisted
+        "whalebridge_container_exits_total shop  0": 0,
+        "whalebridge_container_oom_exits_total shop ": 1,
         "whalebridge_snapshots_total reconnect": 1,
         "whalebridge_snapshots_total interval": 0,
         "whalebridge_gaps_total reconnect": 1,
@@ -68,6 +85,9 @@ async def test_metrics_equal_counters() -> None:
         "whalebridge_ready": 0,
         "whalebridge_outbox_writable": 0,
         "whalebridge_outbox_limit_bytes": 1000,
+        "whalebridge_outbox_commit_duration_seconds_bucket 0.01": 0,
+        "whalebridge_outbox_commit_duration_seconds_bucket 0.025": 1,
+        "whalebridge_outbox_commit_duration_seconds_sum": 0.02,
         "whalebridge_outbox_backlog_records main": 3,
         "whalebridge_outbox_backlog_bytes main": 400,
         "whalebridge_outbox_oldest_record_age_seconds main": 5.5,
@@ -110,6 +130,9 @@ async def test_dashboard_and_alerts_use_existing_metrics(exposed_metrics: set[st
     assert {name for name in exposed_metrics if name.startswith("whalebridge_")} - shown - alerted <= {
         "whalebridge_attributes_info",
         "whalebridge_engine_info",
+        "whalebridge_outbox_commit_duration_seconds_bucket",
+        "whalebridge_outbox_commit_duration_seconds_count",
+        "whalebridge_outbox_commit_duration_seconds_sum",
         "whalebridge_sink_publish_duration_seconds_count",
         "whalebridge_sink_publish_duration_seconds_sum",
     }
