@@ -207,7 +207,10 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
         if key == EXITS_KEY:
             checkpoint.exits = _decode_exits(value)
             continue
-        kind, first, second = key.split(_SEPARATOR, 2)
+        kind, *names = key.split(_SEPARATOR, 2)
+        if kind not in (_POSITION, _STATE, _METADATA):
+            continue  # of a later version
+        first, second = names
         if kind == _POSITION:
             checkpoint.positions[SourceId(first, second)] = _POSITION_DECODER.decode(value)
             continue
