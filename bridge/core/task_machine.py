@@ -310,8 +310,11 @@ def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> boo
             return True  # the creation of the running task was not seen so far
         known_until = -1 if exited is None else exited.until
         is_over = True
-    if state.evidence and (pending := state.find(PendingExit, pid)) is not None:
-        known_until, is_over = max(known_until, _time_of_exit(pending.event)), True
+    if state.evidence:
+        if (start := state.find(UnconfirmedStart, pid)) is not None:
+            known_until, is_over = max(known_until, start.event.at), True
+        if (pending := state.find(PendingExit, pid)) is not None:
+            known_until, is_over = max(known_until, _time_of_exit(pending.event)), True
     if known_until < 0:
         return False
     was_set_back = known_until > now.wall  # the clock: the known times cannot be compared with that of the event
