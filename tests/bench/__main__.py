@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench.backlog import drain_to_jetstream, drain_to_kafka
+from tests.bench.consumer import measure_consumer
 from tests.bench.measure import CONTAINERS, WARM_UP_PREFIX, Load, measure
 from tests.bench.pipelines import ROOT, Pipeline, Values, ctr_kcat, proxied, whalebridge
 from tests.bench.simulated_node import measure_node, measure_start
@@ -151,6 +152,7 @@ def _works(peers: Peers, versions: Mapping[str, Path]) -> dict[str, dict[str, Me
     for load in LOADS:
         works[load.name]["whalebridge + proxy"] = partial(through, proxied, load, ROOT)
         works[load.name]["ctr events | kcat"] = partial(through_kcat, load)
+    works["consumer"] = {"whalebridge": partial(measure_consumer, kafka)}
     return works
 
 

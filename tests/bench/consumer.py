@@ -1,8 +1,8 @@
-"""Measure the consumer library: `python -m tests.bench.consumer`.
+"""Measure the consumer library: the work `consumer` of `make bench`, or alone `python -m tests.bench.consumer`.
 
 A fleet is simulated, with 100 containers on each node: a snapshot of each node, and changes of all containers. Measured
-are the projection of records from memory, the memory of the state, and, with `--kafka`, the time to the whole state
-from a compacted state topic on a real Kafka.
+are the projection of records from memory, the memory of the state, and the time to the whole state from a compacted
+state topic on a real Kafka.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import os
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -21,9 +23,11 @@ from aiokafka import AIOKafkaProducer
 from bridge.consumer import State, load_table
 from bridge.consumer.record_decoder import decode
 from bridge.core.records import EngineInfo, Record, RecordType
+from tests.bench.pipelines import ROOT, Values
 from tests.bench.usage import resident_bytes
 from tests.sample_records import control_record, record
 from tests.testbed.kafka import Kafka
+from tests.testbed.process import run
 
 CONTAINERS = 100
 CHANGES = 4  # of each container, after the snapshot
@@ -67,8 +71,8 @@ def apply(state: State, messages: list[bytes]) -> float:
     return time.process_time() - started
 
 
-def project(nodes: int) -> None:
-    """Print the records per second, and the memory of a container."""
+def project(nodes: int) -> Values:
+    """Return the records per second, and the memory of a container."""
     gc.collect()
     before = resident_bytes([os.getpid()])
     state, seconds, count = State(), 0.0, 0
@@ -83,13 +87,11 @@ def project(nodes: int) -> None:
     assert containers == nodes * CONTAINERS
     assert all(each.complete for each in state.sources())
     resident = resident_bytes([os.getpid()]) - before
-    print(f"{count} records of {nodes} nodes, {containers} containers held")
-    print(f"projection: {count / seconds:,.0f} records/s of CPU time, decoding included")
-    print(f"memory: {resident / containers:,.0f} bytes of resident memory for each container")
+    return {"records per second of CPU": count / seconds, "resident memory/container (bytes)": resident / containers}
 
 
-def allocate(nodes: int) -> None:
-    """Print the memory of a container without what the allocator holds."""
+def allocate(nodes: int) -> Values:
+    """Return the memory of a container without what the allocator holds."""
     messages = [each.data for number in range(nodes) for each in node_records(number)]
     tracemalloc.start()
     state = State()
@@ -97,7 +99,7 @@ def allocate(nodes: int) -> None:
     gc.collect()
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    print(f"memory: {size / nodes / CONTAINERS:,.0f} bytes allocated for each container ({nodes} nodes)")
+    return {"allocated memory/container (bytes)": size / nodes / CONTAINERS}
 
 
 def entries(number: int) -> Iterator[tuple[bytes, bytes]]:
@@ -108,34 +110,41 @@ def entries(number: int) -> Iterator[tuple[bytes, bytes]]:
             yield key.encode(), each.data[:-1] + f',"snapshot_id":"{each.epoch}-1"}}'.encode()
 
 
-async def load(kafka: Kafka, nodes: int) -> None:
-    """Print the time to the whole state from a compacted state topic."""
-    kafka.admin.create_topic("state", settings={"cleanup.policy": "compact"})
-    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, linger_ms=20)
+async def load(kafka: str, topic: str, nodes: int) -> Values:
+    """Return the time to the whole state from a compacted state topic, scaled to 10,000 containers."""
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, linger_ms=20)
     await producer.start()
     for number in range(nodes):
         for key, value in entries(number):
-            await producer.send("state", key=key, value=value)
+            await producer.send(topic, key=key, value=value)
     await producer.stop()
     started, cpu = time.perf_counter(), time.process_time()
-    state = await load_table(f"kafka://{kafka.bootstrap}/state")
+    state = await load_table(f"kafka://{kafka}/{topic}")
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    containers = len(state.containers())
-    assert containers == nodes * CONTAINERS
-    print(f"state topic: {containers} containers of {nodes} nodes in {seconds:.1f} s ({cpu:.1f} s of CPU time)")
+    assert len(state.containers()) == nodes * CONTAINERS
+    share = nodes * CONTAINERS / 10_000
+    return {"state topic, 10,000 entries (s)": seconds / share, "CPU of that (s)": cpu / share}
+
+
+def measure_consumer(kafka: Kafka, name: str) -> Values:
+    """Return what the library costs in a process of its own."""
+    kafka.admin.create_topic(name, settings={"cleanup.policy": "compact"})
+    command = [sys.executable, "-m", "tests.bench.consumer", "--kafka", kafka.bootstrap, "--topic", name]
+    values: Values = json.loads(run(command, directory=ROOT, timeout=900).stdout)
+    return values
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=5000, help="simulated nodes (default: 5,000)")
-    parser.add_argument("--kafka", action="store_true", help="also load a state topic")
+    parser.add_argument("--kafka", metavar="HOST:PORT", help="also load a state topic of this Kafka")
+    parser.add_argument("--topic", default="state", help="the state topic, empty and compacted")
     options = parser.parse_args()
-    allocate(min(options.nodes, CHUNK))
-    project(options.nodes)
+    values = allocate(min(options.nodes, CHUNK)) | project(options.nodes)
     if options.kafka:
-        with Kafka() as kafka:
-            asyncio.run(load(kafka, min(options.nodes, KAFKA_NODES)))
+        values |= asyncio.run(load(options.kafka, options.topic, min(options.nodes, KAFKA_NODES)))
+    print(json.dumps(values))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def make_dist(checkout: Path) -> Path:
     for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=all"]):
         run(["git", *arguments], directory=checkout, env=environment)
     (checkout / "bridge" / "untracked.py").touch()
-    # With the installed test tools, instead of a download of them.
-    command = [*shlex.split(MAKE_DIST), "--old-file=setup", f"BIN={Path(sys.executable).parent}"]
+    # With the installed test tools, instead of a download of them, and without the arguments of `make test`.
+    command = [*shlex.split(MAKE_DIST), "--old-file=setup", f"BIN={Path(sys.executable).parent}", "ARGS="]
     run(command, directory=checkout, env=os.environ | {"PYTHONPATH": str(checkout)}, timeout=300)
     return checkout / "dist"
 

@@ -436,6 +436,8 @@ def test_checkpoint_of_other_version_is_readable(version: str) -> None:
         else:  # before CRI's records, an exited task had no more fields, nor had the state
             fields[2], fields[21:] = [each[:3] for each in fields[2]], []
         values[name] = msgspec.msgpack.encode(fields)
+    if version == "later":
+        values |= {"new": b"", "new\0a\0b": b""}
     decoded = checkpoint.decode(values)
     assert decoded.header is not None
     assert [entry.state.exited for entry in decoded.entries] == [(ExitedTask(0, NOW.wall, NOW.wall),)]
