@@ -1,4 +1,4 @@
-"""Retries with backoff; the only module that uses tenacity.
+"""Retries with backoff.
 
 Invariant: only a TransientError is retried. Every other exception, including cancellation, propagates immediately.
 """
@@ -6,14 +6,11 @@ Invariant: only a TransientError is retried. Every other exception, including ca
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
-
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
 
 T = TypeVar("T")
 
@@ -64,33 +61,14 @@ async def retry_until_success(
 
     ``before_sleep`` is called after each failure, for example to log it.
     """
-    first: list[TransientError] = []
-    failures, started = 0, clock.now().monotonic
-    try:  # without tenacity, whose setup takes longer than most successful attempts
-        return await attempt()
-    except TransientError as error:
-        first.append(error)
-    from tenacity import AsyncRetrying, retry_if_exception_type  # noqa: PLC0415 (not needed by a start without errors)
-
-    async def timed() -> T:
-        nonlocal started
-        if first:
-            raise first.pop()
+    failures = 0
+    while True:
         started = clock.now().monotonic
-        return await attempt()
-
-    def wait(_: RetryCallState) -> float:
-        nonlocal failures  # unlike tenacity's counter, it restarts after an attempt that lasted long enough
-        lasted = clock.now().monotonic - started
-        failures = 1 if lasted >= backoff.reset_after * SECOND else failures + 1
-        return backoff.delay(failures, clock.random())
-
-    def report(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        assert isinstance(error, TransientError)  # noqa: S101 (the only error that is retried)
-        before_sleep(Failure(error, failures, state.upcoming_sleep))
-
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(TransientError), wait=wait, sleep=clock.sleep, before_sleep=report
-    )
-    return await retrying(timed)
+        try:
+            return await attempt()
+        except TransientError as error:
+            lasted = clock.now().monotonic - started
+            failures = 1 if lasted >= backoff.reset_after * SECOND else failures + 1
+            failure = Failure(error, failures, backoff.delay(failures, clock.random()))
+        before_sleep(failure)
+        await clock.sleep(failure.delay)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from sys import intern
 from typing import NamedTuple
 from zlib import crc32
 
@@ -30,6 +29,7 @@ from bridge.consumer.record_decoder import (
     Snapshot,
     Source,
 )
+from bridge.core.container_metadata import intern
 
 STALE_INTERVALS = 3
 """A source is stale after this number of heartbeat intervals without a heartbeat or record."""

@@ -5,6 +5,8 @@ Invariants:
 - The checkpoint is sufficient to continue as after a broken connection: incarnations keep their ids, exited pids stay
   known, a pending exit keeps waiting for its start, and a held exit is published. State that only an open connection
   confirms is not stored.
+- Keys and fields of a newer version are ignored, and not kept: they would not match what this version publishes.
+  Other changes need a new format of the outbox (``bridge.outbox.schema``), which older versions reject.
 - Labels are stored as they may be published; stricter rules are applied before the next record is published
   (``Tracker.apply_filters``).
 """
@@ -80,12 +82,16 @@ class StoredPosition(Struct, frozen=True, array_like=True):
 
 
 class Checkpoint(Struct):
-    """The decoded checkpoint; ``header`` is None if it contains no containers."""
+    """The decoded checkpoint; ``header`` is None if it contains no containers.
+
+    ``unknown_keys`` are those of a newer version.
+    """
 
     header: CheckpointHeader | None = None
     positions: dict[SourceId, StoredPosition] = {}
     entries: list[ContainerState] = []
     exits: Exits = {}
+    unknown_keys: list[str] = []
 
 
 class _StoredState(Struct, frozen=True, array_like=True):
@@ -208,8 +214,9 @@ def _decode(values: Mapping[str, bytes]) -> Checkpoint:
             checkpoint.exits = _decode_exits(value)
             continue
         kind, *names = key.split(_SEPARATOR, 2)
-        if kind not in (_POSITION, _STATE, _METADATA):
-            continue  # of a later version
+        if kind not in {_POSITION, _STATE, _METADATA}:
+            checkpoint.unknown_keys.append(key)
+            continue
         first, second = names
         if kind == _POSITION:
             checkpoint.positions[SourceId(first, second)] = _POSITION_DECODER.decode(value)

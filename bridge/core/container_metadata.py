@@ -6,7 +6,7 @@ The label names and the rules are those of whalewatcher, nerdctl and CRI.
 from __future__ import annotations
 
 import re
-from sys import intern
+import sys
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -33,6 +33,9 @@ POD_NAME_LABEL = POD_LABEL_PREFIX + "name"
 POD_NAMESPACE_LABEL = POD_LABEL_PREFIX + "namespace"
 POD_UID_LABEL = POD_LABEL_PREFIX + "uid"
 POD_CONTAINER_LABEL = "io.kubernetes.container.name"
+
+# CPython 3.12.0 to 3.12.6 never frees interned strings (https://github.com/python/cpython/issues/113993).
+intern = str if (3, 12) <= sys.version_info < (3, 12, 7) else sys.intern
 
 # OCI's grammar for digests, for the algorithms that containerd supports.
 _DIGEST = re.compile(r"sha(256:[0-9a-f]{64}|384:[0-9a-f]{96}|512:[0-9a-f]{128})")

@@ -61,7 +61,10 @@ UPDATE sinks SET offset = (SELECT value FROM state WHERE name = 'end_offset')
 # SQLite notices damage to its own structures only, not to the values in them.
 _FORMAT_3 = "ALTER TABLE chunks ADD COLUMN checksum INTEGER;"
 
-MIGRATIONS = (_FORMAT_1, _FORMAT_2, _FORMAT_3)
+# The checkpoint has the key "exits"; the code of earlier formats takes a checkpoint with an unknown key for damaged.
+_FORMAT_4 = ""
+
+MIGRATIONS = (_FORMAT_1, _FORMAT_2, _FORMAT_3, _FORMAT_4)
 """Migration scripts: script n migrates format n to n + 1; format 0 is an empty file.
 
 A released script is never changed.

@@ -113,7 +113,7 @@ class ImageDigests:
             if isinstance(error, UnreadableError) or is_hung:  # otherwise, the connection is about to end
                 self._note_failure(error)
             return None
-        if self._failing:
+        if self._failing and called_at >= self._retry_at:  # otherwise, another call has failed since this one began
             self._failing = False
             _log.info("image_digests_available")
         return image

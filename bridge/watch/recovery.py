@@ -199,7 +199,10 @@ def recover(stored: StoredCheckpoint) -> RecoveredState:
         entries=restored.entries,
         exits=restored.exits,
         container_keys=list(checkpoint.container_keys(values)),
-        obsolete_keys=[checkpoint.position_key(source) for source in newest[MAX_SOURCES:]],
+        obsolete_keys=[
+            *(checkpoint.position_key(source) for source in newest[MAX_SOURCES:]),
+            *restored.unknown_keys,
+        ],
     )
 
 

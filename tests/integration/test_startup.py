@@ -24,7 +24,6 @@ NOT_NEEDED_FOR_FIRST_RECORD = {
     "prometheus_client": "imported with the first connection to the HTTP endpoint",
     "aiokafka": "imported for Kafka",
     "nats": "imported for NATS",
-    "tenacity": "imported when something is retried",
     "rich.text": "imported for tables, not for the log",
     "pygments": "imported by rich",
     "attr": "imported by rich",

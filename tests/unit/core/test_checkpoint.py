@@ -444,6 +444,11 @@ def test_checkpoint_of_other_version_is_readable(version: str) -> None:
     assert decoded.entries[0].metadata == make_metadata(key)
 
 
+def test_unknown_keys_of_later_version_are_listed() -> None:
+    values = {"new": b"\xc1", "new\0a": b"", "new\0a\0b\0c": b"", "states\0a\0b": b""}
+    assert checkpoint.decode(values) == Checkpoint(unknown_keys=list(values))
+
+
 # --- changed settings ---
 
 

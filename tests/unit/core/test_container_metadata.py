@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from bridge.core.container_metadata import (
@@ -76,6 +78,20 @@ def test_containers_share_equal_strings() -> None:
     first, second = strings(), strings()
     assert len(first) == 12
     assert all(one is other for one, other in zip(first, second, strict=True))
+
+
+def test_strings_of_removed_containers_are_freed() -> None:
+    """CPython 3.12.0 to 3.12.6 would keep interned ones."""
+    size, count = 100_000, 100
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            build_metadata(SHOP, {"note": f"{number:{size}}"}, ALL, image=f"{number:{size}}")
+        retained, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak > 2 * size
+    assert retained < count * size / 2
 
 
 def copied(text: str) -> str:

@@ -1,4 +1,4 @@
--- Dump of a database that version 0.1.0 wrote; see test_outbox_on_disk.py.
+-- Dump of a database that the last code of format 3 wrote; see test_outbox_on_disk.py.
 PRAGMA application_id = 2003329650;
 PRAGMA user_version = 3;
 BEGIN TRANSACTION;

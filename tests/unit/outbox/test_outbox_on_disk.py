@@ -489,7 +489,7 @@ async def test_old_sqlite_is_rejected_and_file_left_unchanged(
     assert (path / "outbox.db").read_bytes() == before
 
 
-@pytest.mark.parametrize("format_", [1, 3])  # 3: of version 0.1.0
+@pytest.mark.parametrize("format_", [1, 3])  # 3: the last one of unreleased versions
 async def test_database_of_older_version_is_opened(format_: int, path: Path) -> None:
     """In the file, sink `s` has acknowledged 11 of 13 records and rejected the last; `slow` has lost the first 6."""
     path.mkdir()

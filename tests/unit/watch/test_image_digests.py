@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.core.containerd_model import ContainerKey
+from bridge.core.errors import UnreadableError
 from bridge.core.time import to_seconds
 from bridge.watch import image_digests
 from tests.simulator.state import IMAGE, SimulatedRpcError
@@ -201,6 +202,29 @@ async def test_failing_image_service_is_called_rarely_and_delays_once(fault: str
             await wait_for_record(running, "started", "last")
             assert digests(running)["last"] == OLD
     assert events(logs) == ["image_digests_unavailable", "image_digests_available"]
+
+
+async def test_success_of_earlier_call_does_not_end_pause_after_failure() -> None:
+    client = client_with_image()
+
+    async def respond(name: str) -> None:
+        await asyncio.sleep(0.1 if name == "broken" else 0.2)
+        if name == "broken":
+            raise UnreadableError("broken")
+
+    client.hooks["image"] = respond
+    with capture_logs() as logs:
+        async with synced_watch(client) as running:
+            for number in range(3):
+                job, other = ContainerKey("default", f"job-{number}"), ContainerKey("default", f"other-{number}")
+                client.state.create(job, image="broken")
+                client.state.create_task(job)
+                client.state.start(job)
+                client.state.run(other)
+                await wait_for_record(running, "started", other.id)
+            assert digests(running, "started")["other-0"] == OLD
+            assert client.calls["image"] == 2
+    assert events(logs) == ["image_digests_unavailable"]
 
 
 async def seconds_until_start(running: RunningWatch, key: ContainerKey) -> float:

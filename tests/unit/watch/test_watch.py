@@ -556,6 +556,17 @@ async def test_exit_counts_continue_unless_host_is_another(restart: dict[str, An
     assert sum(each.statuses[STATUSES.index("1")] for each in exits.values()) == expected
 
 
+async def test_checkpoint_continues_without_keys_of_newer_version() -> None:
+    client = HookedClient({WEB: 10})
+    async with synced_watch(client) as running:
+        checkpoint = dict(running.outbox.checkpoint)
+    client.run(WEB, 12)
+    async with running_watch(client, checkpoint | {"new": b"\xc1", "new\0a\0b": b""}) as restarted:
+        await restarted.eventually(lambda: restarted.transitions)
+    assert restarted.outbox.load_checkpoint().values.keys() == checkpoint.keys()
+    assert ("exited", "inferred", "web") in restarted.transitions
+
+
 @pytest.mark.parametrize("keeps_checkpoint", [False, True])
 async def test_clock_behind_epoch_is_logged_without_kept_epoch(*, keeps_checkpoint: bool) -> None:
     client = HookedClient()
