@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ from sinks.kafka.errors import describe, principal
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
+
+# What matters reaches ``notify``. What aiokafka logs, such as each rebalance, would otherwise be printed to standard
+# error by programs that do not configure logging.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
 
 POLL_SECONDS = 0.5
 MAX_BATCH = 1000
