@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
 
+# What matters reaches ``notify``. What aiokafka logs, such as each rebalance, would otherwise be printed to standard
+# error by programs that do not configure logging.
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+
 POLL_SECONDS = 0.5
 MAX_BATCH = 1000
 
@@ -37,6 +42,7 @@ class KafkaReader:
         self._saved_position: dict[str, int] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
         self._end_offsets: dict[TopicPartition, int] = {}
+        self._exists = False  # whether the topic has been found
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
         """Yield messages, in order within each partition.
@@ -101,21 +107,22 @@ class KafkaReader:
             partitions = (await admin.describe(settings.topic, "Read")).partitions
         if not partitions:
             servers = ", ".join(settings.bootstrap_servers)
-            if self._end_offsets:
+            if self._exists:
                 raise TransientError(f"topic {settings.topic} was deleted from Kafka at {servers}")
             raise NotFoundError(f"topic {settings.topic} does not exist on Kafka at {servers}")
+        self._exists = True
         if leaderless := [number for number, each in partitions.items() if each.leader is None]:
             raise TransientError(f"topic {settings.topic}: partition {leaderless[0]} has no leader")
 
     def _create_consumer(self) -> AIOKafkaConsumer:
         return self._consumer(self._settings.topic)
 
-    def _consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
+    def _consumer(self, *topics: str, request_seconds: float = REQUEST_SECONDS, **options: Any) -> AIOKafkaConsumer:
         settings = self._settings
         return AIOKafkaConsumer(
             *topics,
             bootstrap_servers=list(settings.bootstrap_servers),
-            request_timeout_ms=int(REQUEST_SECONDS * 1000),
+            request_timeout_ms=int(request_seconds * 1000),
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # for partitions that are added later
             fetch_max_wait_ms=int(POLL_SECONDS * 500),

@@ -20,6 +20,7 @@ from bridge.consumer.record_decoder import Source
 from bridge.consumer.record_reader import Message, ReadRecord
 from bridge.core.time import SECOND
 from bridge.task_groups import completes_within
+from sinks.kafka.admin import REQUEST_SECONDS
 from sinks.kafka.aiokafka_patches import STOP_SECONDS, start_client, sticky_assignor
 from sinks.kafka.errors import principal
 
@@ -103,13 +104,17 @@ class KafkaGroupReader(KafkaReader):
             group_id=self._group,
             partition_assignment_strategy=(sticky_assignor(),),
             session_timeout_ms=int(SESSION_SECONDS * 1000),
+            request_seconds=REQUEST_SECONDS + SESSION_SECONDS,  # the broker responds to a join after the rebalance
         )
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> None:
-        """Join the group; the first partitions are assigned while messages are awaited."""
+        """Join the group, and wait for the first assignment, or for the group's refusal."""
         await start_client(consumer)
-        self._membership, self._applied = _Membership(self, consumer), 0
-        consumer.subscribe([self._settings.topic], listener=self._membership)
+        self._membership = membership = _Membership(self, consumer)
+        self._applied = 0
+        consumer.subscribe([self._settings.topic], listener=membership)
+        while membership.assignment is None:
+            await get_messages(consumer, limit=1)  # before the position is known
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> list[Message]:
         if self._is_current():  # all of the last batch was processed
@@ -137,9 +142,9 @@ class KafkaGroupReader(KafkaReader):
     ) -> None:
         """Forget what was lost, and seek to where the state of each partition ends."""
         generation = membership.generation
+        committed = {each: await consumer.committed(each) or 0 for each in assignment}
         oldest = await consumer.beginning_offsets(assignment)
         ends = await consumer.end_offsets(assignment)
-        committed = {each: await consumer.committed(each) or 0 for each in assignment}
         if generation != membership.generation:
             return
         for partition in self._next_offsets.keys() - assignment:
@@ -147,14 +152,15 @@ class KafkaGroupReader(KafkaReader):
             for source in self._sources.pop(partition):
                 self._forget(source)
         self._partitions = {location_of(each): each for each in assignment}
-        self._committed, self._replayed_up_to = committed, {}
+        # No reader has processed a recreated topic, which ends before the group's offset, or before our own one.
+        self._committed = {each: offset if offset <= ends[each] else 0 for each, offset in committed.items()}
+        self._replayed_up_to = dict(self._committed)
         for each in assignment:
             self._sources.setdefault(each, set())
             known = self._next_offsets.get(each, 0)
-            # Retention may have deleted the offset. A recreated topic ends before it, and is read from the start.
+            # Retention may have deleted the offset.
             offset = oldest[each] if known > ends[each] else max(known, oldest[each])
             self._next_offsets[each] = offset
-            self._replayed_up_to[each] = min(committed[each], ends[each])
             consumer.seek(each, offset)
         self._applied = generation
 
