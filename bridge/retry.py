@@ -1,4 +1,4 @@
-"""Retries with backoff.
+"""Retries with backoff; the only module that uses tenacity.
 
 Invariant: only a TransientError is retried. Every other exception, including cancellation, propagates immediately.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
@@ -61,14 +63,32 @@ async def retry_until_success(
 
     ``before_sleep`` is called after each failure, for example to log it.
     """
-    failures = 0
-    while True:
+    first: list[TransientError] = []
+    failures, started = 0, clock.now().monotonic
+    try:  # without tenacity, whose setup takes longer than most successful attempts
+        return await attempt()
+    except TransientError as error:
+        first.append(error)
+
+    async def timed() -> T:
+        nonlocal started
+        if first:
+            raise first.pop()
         started = clock.now().monotonic
-        try:
-            return await attempt()
-        except TransientError as error:
-            lasted = clock.now().monotonic - started
-            failures = 1 if lasted >= backoff.reset_after * SECOND else failures + 1
-            failure = Failure(error, failures, backoff.delay(failures, clock.random()))
-        before_sleep(failure)
-        await clock.sleep(failure.delay)
+        return await attempt()
+
+    def wait(_: RetryCallState) -> float:
+        nonlocal failures  # unlike tenacity's counter, it restarts after an attempt that lasted long enough
+        lasted = clock.now().monotonic - started
+        failures = 1 if lasted >= backoff.reset_after * SECOND else failures + 1
+        return backoff.delay(failures, clock.random())
+
+    def report(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        assert isinstance(error, TransientError)  # noqa: S101 (the only error that is retried)
+        before_sleep(Failure(error, failures, state.upcoming_sleep))
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(TransientError), wait=wait, sleep=clock.sleep, before_sleep=report
+    )
+    return await retrying(timed)

@@ -438,4 +438,4 @@ def test_projection_loads_no_library_of_brokers_or_of_the_bridge() -> None:
     output = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in output.stdout.split()}
     assert {"bridge", "msgspec"} <= loaded
-    assert not loaded & {"grpc", "google", "pydantic", "structlog", "typer", "aiokafka", "nats", "sinks"}
+    assert not loaded & {"grpc", "google", "pydantic", "structlog", "typer", "aiokafka", "nats", "tenacity", "sinks"}
