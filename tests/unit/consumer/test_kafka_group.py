@@ -48,7 +48,7 @@ class Group:
         self.logs: dict[TopicPartition, list[Stored]] = {TopicPartition("events", n): [] for n in range(partitions)}
         self.oldest = dict.fromkeys(self.logs, 0)
         self.committed: dict[TopicPartition, int] = {}
-        self.refusal: Exception | None = None
+        self.rejection: Exception | None = None
         self.members: list[FakeConsumer] = []
         self.has_changed = False  # the members, since the last rebalance
         self._chance = Random(1)  # noqa: S311
@@ -117,8 +117,8 @@ class FakeConsumer:
 
     async def getmany(self, *partitions: TopicPartition, timeout_ms: int, max_records: int) -> Any:
         await self._wait()
-        if self._group.refusal is not None:
-            raise self._group.refusal
+        if self._group.rejection is not None:
+            raise self._group.rejection
         if self._group.has_changed and not self.is_suspended:
             await self._group.rebalance()
         for each in partitions or self.assigned:
@@ -320,9 +320,9 @@ async def test_group_processes_what_retention_left_of_new_records(start: StartMe
     await member.stop()
 
 
-async def test_follow_fails_if_group_refuses_reader(start: StartMember) -> None:
+async def test_follow_fails_if_group_rejects_reader(start: StartMember) -> None:
     chance, group = Random(1), Group(partitions=1)  # noqa: S311
-    group.refusal = GroupAuthorizationFailedError("billing")
+    group.rejection = GroupAuthorizationFailedError("billing")
     member = start(group, chance)
     with raises_naming(TransientError, "group billing", "allow Read"):
         await member.task
