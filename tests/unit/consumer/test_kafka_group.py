@@ -56,7 +56,7 @@ class Group:
 
     def append(self, partition: int, *values: bytes) -> None:
         log = self.logs[TopicPartition("events", partition)]
-        log += (Stored(len(log) + number, value) for number, value in enumerate(values))
+        log += [Stored(offset, value) for offset, value in enumerate(values, len(log))]
 
     async def rebalance(self) -> None:
         """Revoke all partitions, and distribute them among the members at random."""
