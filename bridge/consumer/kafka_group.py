@@ -108,7 +108,7 @@ class KafkaGroupReader(KafkaReader):
         )
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> None:
-        """Join the group, and wait for the first assignment, or for the group's refusal."""
+        """Join the group, and wait for the first assignment, or for an error of the group."""
         await start_client(consumer)
         self._membership = membership = _Membership(self, consumer)
         self._applied = 0
