@@ -69,7 +69,8 @@ def test_recorded_exits_equal_those_of_the_nodes(title: str, prometheus: Prometh
     everywhere, selected, one = shown(".*"), shown("n.*"), shown("n2")
     assert everywhere.keys() == selected.keys() == one.keys()
     for name, value in selected.items():
-        assert everywhere[name] == pytest.approx(value, rel=0.1), name
+        # Each exit is spread over the five minutes that follow: some 2.5 of the fleet's 20 minutes are still to come.
+        assert everywhere[name] == pytest.approx(value, rel=0.15), name
         assert one[name] < value / 5, name
 
 

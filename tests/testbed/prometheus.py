@@ -37,7 +37,7 @@ class Prometheus(Servers):
     def __init__(self, samples: Iterable[str], rules: Path, *, start: int, end: int) -> None:
         super().__init__(Workspace("prometheus"))
         self._samples = samples
-        self._recording = [f"--start={start}", f"--end={end}", str(rules)]
+        self._recording = [f"--start={start}", f"--end={end}", str(rules.resolve())]
         (self.directory / "prometheus.yml").write_text("{}")
         self._url = f"http://{HOST}:{(port := free_port())}"
         command = [
