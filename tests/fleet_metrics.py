@@ -22,6 +22,7 @@ from bridge.telemetry.status import SinkState, SinkStatus, Status
 
 END = 1_700_000_000  # seconds since 1970, of the last samples
 STEP = 60
+MINUTES = 20  # with a sample
 CLUSTERS = ("eu", "us")
 SINKS = ("kafka", "nats")
 # Numbers of nodes: those that cannot be scraped, the one that is not ready and has other problems, those that cannot
@@ -96,7 +97,7 @@ class _Bridge(Struct):
         return SinkStatus(name, state, None, lag, 20 * self.minute, lost, lost, latency)
 
 
-def fleet_samples(nodes: int, *, minutes: int = 20) -> Iterator[str]:
+def fleet_samples(nodes: int, *, minutes: int = MINUTES) -> Iterator[str]:
     """Yield the samples of ``nodes`` nodes in each cluster, and of kube-state-metrics and a cluster that is gone."""
     yield f'up{{job="whalebridge",cluster="gone",instance="n1"}} 1 {END - 24 * 3600}'
     bridges = [(_Bridge(number), pod) for number in range(nodes) for pod in _pods(number)]
@@ -136,12 +137,15 @@ def _kubernetes_samples(cluster: str, at: int) -> Iterator[str]:
     yield f'ALERTS{{{alert},instance="n2"}} 1 {at}'
 
 
-def dashboard_queries(dashboard: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the title, the type and the query of each query of a dashboard, with values for its variables."""
+def dashboard_queries(dashboard: dict[str, Any], node: str = ".*") -> Iterator[tuple[str, str, str]]:
+    """Yield the title, the type and the query of each query of a dashboard, with values for its variables.
+
+    Like in Grafana, ``node`` is a regular expression, and by default that of all nodes.
+    """
     queries = [(each["name"], "annotation", each["expr"]) for each in dashboard["annotations"]["list"]]
     for panel in dashboard["panels"]:
         queries += [(panel["title"], panel["type"], target["expr"]) for target in panel.get("targets", ())]
     for title, type_, query in queries:
-        for variable, value in {"job": "whalebridge", "cluster": ".*", "instance": ".*"}.items():
+        for variable, value in {"job": "whalebridge", "cluster": ".*", "instance": node}.items():
             query = query.replace(f"${variable}", value)  # noqa: PLW2901
         yield title, type_, query.replace("$__rate_interval", "5m")

@@ -570,8 +570,9 @@ def test_chart_monitor_has_options_of_its_endpoint(kind: str) -> None:
 
 
 def rules_of(manifests: list[Manifest]) -> list[dict[str, Any]]:
-    (group,) = find_one(manifests, "PrometheusRule")["spec"]["groups"]
-    rules: list[dict[str, Any]] = group["rules"]
+    alerts, recorded = find_one(manifests, "PrometheusRule")["spec"]["groups"]
+    assert recorded == yaml.safe_load((CHART / "files" / "rules.yaml").read_text())["groups"][1]
+    rules: list[dict[str, Any]] = alerts["rules"]
     return rules
 
 

@@ -28,11 +28,16 @@ def promtool(*arguments: str, directory: Path) -> str:
 
 
 class Prometheus(Servers):
-    """A Prometheus that scrapes nothing, and has the given samples: lines of OpenMetrics with timestamps."""
+    """A Prometheus that scrapes nothing, and has the given samples: lines of OpenMetrics with timestamps.
 
-    def __init__(self, samples: Iterable[str]) -> None:
+    It also has what the recording rules of the file ``rules`` find in them from ``start`` to ``end``, in seconds since
+    1970.
+    """
+
+    def __init__(self, samples: Iterable[str], rules: Path, *, start: int, end: int) -> None:
         super().__init__(Workspace("prometheus"))
         self._samples = samples
+        self._recording = [f"--start={start}", f"--end={end}", str(rules.resolve())]
         (self.directory / "prometheus.yml").write_text("{}")
         self._url = f"http://{HOST}:{(port := free_port())}"
         command = [
@@ -46,11 +51,17 @@ class Prometheus(Servers):
         self.servers = [_server("prometheus", self._workspace, command, COMPONENTS, f"{self._url}/-/ready")]
 
     def start(self) -> None:
-        """Store the samples, and start the server."""
+        """Store the samples, start the server, and record."""
         with (self.directory / "samples").open("w") as file:
             file.writelines(f"{line}\n" for line in self._samples)
             file.write("# EOF\n")
         promtool("tsdb", "create-blocks-from", "openmetrics", "samples", "data", directory=self.directory)
+        super().start()
+        options = [f"--url={self._url}", "--output-dir=recorded", *self._recording]
+        promtool("tsdb", "create-blocks-from", "rules", *options, directory=self.directory)
+        self.stop()  # it finds new blocks when it starts
+        for block in (self.directory / "recorded").iterdir():
+            block.rename(self.directory / "data" / block.name)
         super().start()
 
     def query(self, expression: str, at: float) -> list[dict[str, Any]]:

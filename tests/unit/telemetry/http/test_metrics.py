@@ -26,7 +26,7 @@ from tests.unit.telemetry.http.fake_bridge import (
 
 ROOT = Path(__file__).parents[4]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-METRIC_NAME = re.compile(r"\b(?:whalebridge|process)_[a-z_]+\b")
+METRIC_NAME = re.compile(r"(?<![\w:])(?:whalebridge|process)_[a-z_]+\b")  # without recorded ones, which have colons
 
 
 def samples(bridge: FakeBridge) -> dict[str, float]:
@@ -145,7 +145,7 @@ async def test_documentation_lists_every_metric(exposed_metrics: set[str]) -> No
 
 
 def test_documentation_has_section_for_each_alert() -> None:
-    (group,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())["groups"]
+    group = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())["groups"][0]
     alerts = [rule["alert"] for rule in group["rules"]]
     assert re.findall(r"^### (Whalebridge\w+)$", OPERATIONS, re.MULTILINE) == alerts
     for rule in group["rules"]:
