@@ -22,6 +22,7 @@ from bridge.consumer.projection import SourceInfo
 from bridge.consumer.record_decoder import InvalidMessageError, Source, decode
 from bridge.consumer.state import Running
 from bridge.core.errors import NotFoundError, TransientError
+from bridge.core.records import RecordType
 from config.sinks.kafka import KafkaSettings
 from sinks.kafka.admin import Partition, TopicMetadata
 from tests.naming import raises_naming
@@ -262,7 +263,7 @@ async def test_group_delivers_each_change_and_shares_exact_state(seed: int, star
         host = chance.choice(list(hosts))
         for _ in range(chance.randrange(40)):
             sequences[host] += 1
-            type_ = chance.choice(("started", "exited", "paused"))
+            type_: RecordType = chance.choice(("started", "exited", "paused"))
             data = record(sequences[host], type_, id_=f"web-{chance.randrange(9)}", host=host).data
             group.append(hosts[host], *[data] * chance.choice((1, 1, 1, 2)), *[b"hello"] * chance.randrange(2))
         match chance.randrange(8):
