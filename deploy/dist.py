@@ -1,6 +1,6 @@
 """Build the files of a release: `make dist`.
 
-    python deploy/dist.py [--output DIRECTORY]
+    python deploy/dist.py [--output DIRECTORY] [--repository URL]
 
 Wheel, source distribution, chart, SBOM of the Python packages, lock files, systemd units, man page, completions, and
 SHA256SUMS. Only files that git tracks are used. Two builds of a commit are identical: all times are the commit's, or
@@ -39,14 +39,16 @@ def main() -> int:
     """Build all files in an empty directory, and print their names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="directory, which is replaced")
-    output: Path = parser.parse_args().output.resolve()
+    parser.add_argument("--repository", metavar="URL", help="sources of the chart, to which alerts link")
+    options = parser.parse_args()
+    output: Path = options.output.resolve()
     os.environ["SOURCE_DATE_EPOCH"] = str(commit_time())
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "source"
         copy_source(source)
-        build(source, output)
+        build(source, output, options.repository)
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(output.iterdir())]
     (output / CHECKSUMS).write_text("".join(sums))
     sys.stdout.writelines(f"{path}\n" for path in sorted(output.iterdir()))
@@ -74,9 +76,12 @@ def copy_source(directory: Path) -> None:
         shutil.copy2(ROOT / name, target, follow_symlinks=False)
 
 
-def build(source: Path, output: Path) -> None:
+def build(source: Path, output: Path, repository: str | None) -> None:
     """Build all files but the checksums."""
     run(source, "-m", "hatchling", "build", "--directory", str(output))
+    if repository:  # not in the source distribution
+        with (source / CHART / "Chart.yaml").open("a") as metadata:
+            metadata.write(yaml.safe_dump({"sources": [repository]}))
     package_chart(source / CHART, output)
     run(
         *(source, "-m", "cyclonedx_py", "requirements", COPIES[1], "--pyproject", "pyproject.toml"),

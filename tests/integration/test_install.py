@@ -16,6 +16,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.bridge_process import BridgeProcess
 from tests.documentation import ROOT, shell_commands
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 
 MAKE_DIST = "make dist"
 COMMIT_TIME = 1_795_636_099
+REPOSITORY = "https://code.example.org/whalebridge"
 INSTALL = (ROOT / "docs" / "install.md").read_text()
 
 
@@ -42,7 +44,8 @@ def make_dist(checkout: Path) -> Path:
         run(["git", *arguments], directory=checkout, env=environment)
     (checkout / "bridge" / "untracked.py").touch()
     # With the installed test tools, instead of a download of them, and without the arguments of `make test`.
-    command = [*shlex.split(MAKE_DIST), "--old-file=setup", f"BIN={Path(sys.executable).parent}", "ARGS="]
+    command = [*shlex.split(MAKE_DIST), "--old-file=setup", f"BIN={Path(sys.executable).parent}"]
+    command.append(f"ARGS=--repository {REPOSITORY}")
     run(command, directory=checkout, env=os.environ | {"PYTHONPATH": str(checkout)}, timeout=300)
     return checkout / "dist"
 
@@ -99,13 +102,21 @@ def test_release_files_depend_only_on_commit(release: Path, tmp_path: Path) -> N
     (unpacked,) = tmp_path.iterdir()
     assert not (unpacked / "bridge" / "untracked.py").exists()
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(COMMIT_TIME)}
-    run([sys.executable, "deploy/dist.py"], directory=unpacked, env=environment, timeout=300)
+    run(
+        [sys.executable, "deploy/dist.py", "--repository", REPOSITORY], directory=unpacked, env=environment, timeout=300
+    )
     assert {path.name for path in release.iterdir()} == {path.name for path in (unpacked / "dist").iterdir()}
     # A source distribution that was built from an unpacked one has its metadata twice.
     differing = {
         path.name for path in release.iterdir() if path.read_bytes() != (unpacked / "dist" / path.name).read_bytes()
     }
     assert differing == {source.name, "SHA256SUMS"}
+    (chart,) = release.glob("whalebridge-*.tgz")
+    with tarfile.open(chart) as archive:
+        metadata = archive.extractfile("whalebridge/Chart.yaml")
+        assert metadata is not None
+        assert yaml.safe_load(metadata)["sources"] == [REPOSITORY]
+    assert "sources" not in yaml.safe_load((unpacked / "deploy/helm/whalebridge/Chart.yaml").read_text())
 
 
 def published(events: Path) -> list[tuple[str, str]]:
