@@ -101,9 +101,11 @@ class ContainerStore:
         self._changed.setdefault(entry.key, False)
         self._bury_if_idle(entry)
 
-    def add(self, entry: ContainerState) -> None:
-        """Add a restored state, which is not a change."""
+    def add(self, entry: ContainerState, *, persisted: bool) -> None:
+        """Add a restored state; it is a change unless the checkpoint has it."""
         self._entries[entry.key] = entry
+        if not persisted:
+            self._changed[entry.key] = True
         if entry.metadata is not None:
             self._index_sandbox(entry.metadata)
         self._bury_if_idle(entry)

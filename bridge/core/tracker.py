@@ -483,12 +483,22 @@ class Tracker:
         """Yield the changes since the last call."""
         return self._store.changes()
 
-    def restore(self, entries: Iterable[ContainerState], unsynced_namespaces: set[str] | None, now: Instant) -> None:
-        """Restore the state of an earlier moment; containers may have changed unseen since then."""
+    def restore(
+        self,
+        entries: Iterable[ContainerState],
+        unsynced_namespaces: set[str] | None,
+        now: Instant,
+        *,
+        persisted: bool = True,
+    ) -> None:
+        """Restore the state of an earlier moment; containers may have changed unseen since then.
+
+        ``persisted``: the checkpoint has this state; otherwise, it counts as changed.
+        """
         deadline = now.monotonic + PENDING_EXIT_NS
         for entry in entries:
             entry.state = _with_deadline(entry.state, deadline)
-            self._store.add(entry)
+            self._store.add(entry, persisted=persisted)
             self._emitter.restore(entry, now)
         self._store.unsynced_namespaces = unsynced_namespaces
         self.disconnect()

@@ -75,7 +75,8 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             and (each.incarnation or each.state.exited or each.state.evidence)
         ]
         state.pending += await _recorded_exits(state, tracker) + tracker.exit_all(state.clock.now())
-        state.tracker.restore(states, set(), state.clock.now())  # all containers that run now are new
+        # All containers that run now are new. The label rules may have changed the metadata since it was persisted.
+        state.tracker.restore(states, set(), state.clock.now(), persisted=False)
         state.tracker.exits_synced = tracker.exits_synced
         for key in known:  # CRI still remembers these runs, of which there are no more events
             state.tracker.apply_recorded_exit(RecordedExit(key), Instant(0, 0))

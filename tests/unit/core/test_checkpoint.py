@@ -572,3 +572,12 @@ def test_checkpoint_restores_position_and_header() -> None:
 def test_checkpoint_decode_raises_when_value_is_invalid(values: dict[str, bytes]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (msgspec chooses the messages)
         checkpoint.decode(values)
+
+
+@pytest.mark.parametrize("persisted", [False, True])
+def test_restored_state_is_saved_unless_checkpoint_has_it(*, persisted: bool) -> None:
+    """After a reboot, the label rules may have dropped labels that the checkpoint still has."""
+    tracker = Tracker(BOOT_ID)
+    tracker.restore([ContainerState(WEB, make_metadata())], set(), NOW, persisted=persisted)
+    saved = checkpoint.decode(save_changes(tracker))
+    assert [each.metadata for each in saved.entries] == ([] if persisted else [make_metadata()])

@@ -42,7 +42,7 @@ def test_tombstone_is_revived_with_its_state() -> None:
 )
 def test_container_is_no_tombstone_while_it_matters(reason: dict[str, object]) -> None:
     store = ContainerStore()
-    store.add(ContainerState(WEB, **reason))  # type: ignore[arg-type]
+    store.add(ContainerState(WEB, **reason), persisted=True)  # type: ignore[arg-type]
     (entry,) = store.entries()
     store.note_change(entry)
     assert list(store.entries()) == [entry]
