@@ -13,13 +13,13 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from sys import intern
 from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
 
 from bridge.consumer.dedup import Deduplicator
 from bridge.consumer.record_decoder import DecodedRecord, Lost, Position, Snapshot, Source
+from bridge.core.container_metadata import intern
 
 FindingKind: TypeAlias = Literal["missing", "altered", "order", "incarnation", "snapshot", "invalid"]
 _Problem: TypeAlias = tuple[FindingKind, str]
