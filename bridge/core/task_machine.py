@@ -318,7 +318,8 @@ def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> boo
     if known_until < 0:
         return False
     was_set_back = known_until > now.wall  # the clock: the known times cannot be compared with that of the event
-    return (at <= known_until and not (was_set_back and is_over)) or _moment_if_on_time(state, at, now) is None
+    # The monotonic clock decides nothing here: if the wall clock was set forward while events wait, all of them are old.
+    return at > now.wall or (at <= known_until and not (was_set_back and is_over))
 
 
 def _note_late_creation(state: TaskState, event: TaskCreated, now: Instant, effects: Effects) -> TaskState:

@@ -435,6 +435,12 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("late start, then its exit again", [*RUN, set_back(2, exited, 5), At(3, started(5, 1), step=-3600),
          At(4, exited(5, 2 - 3600), step=-3600)], "count duplicate -> NoTask"),
     ],
+    "clock set forward while events wait": [
+        ("killed before its start, then created", [*NEW, At(200, exited(5, 1), step=7200),
+         At(200, created(5, 2), step=7200)], "count never_started, begin checks -> Created"),
+        ("killed before its start, then late creation", [*NEW, At(200, exited(5, 1), step=7200),
+         At(200, created(5, 0.1), step=7200)], "count late -> Created"),
+    ],
     "absurd events": [
         ("pid of an old start", [*(started(pid, pid) for pid in range(100, 100 + 2 * MAX_EVIDENCE))],
          "query, count unconfirmed_start, count dropped_evidence -> Running"),
