@@ -109,19 +109,33 @@ class StreamReader:
 
     async def read_stored(self, stream: str = "WHALEBRIDGE_EVENTS", *, minimum: int = 0) -> list[StoredMessage]:
         """Return all messages of a stream in order, once it has at least ``minimum``."""
-        return await retry_until_available(partial(self._read, stream, await self.wait_count(minimum, stream)))
+        await self.wait_count(minimum, stream)
+        return await retry_until_available(partial(self._read, stream))
+
+    async def read_bucket(self, name: str) -> dict[str, bytes]:
+        """Return the entries of a KV bucket; nats-py's ``keys`` sometimes finds none (its marker of the end races)."""
+        entries: dict[str, bytes] = {}
+        for message in await self.read_stored(f"KV_{name}"):
+            key = message.subject.removeprefix(f"$KV.{name}.")
+            if "KV-Operation" in message.headers:
+                entries.pop(key, None)
+            else:
+                entries[key] = message.data
+        return entries
 
     async def _count(self, stream: str) -> int:
         return (await self.jetstream.stream_info(stream)).state.messages
 
-    async def _read(self, stream: str, count: int) -> list[StoredMessage]:
+    async def _read(self, stream: str) -> list[StoredMessage]:
         # By default a server deletes a consumer after 5 s of inactivity.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
         subscription = await self.jetstream.pull_subscribe(">", stream=stream, config=config)
         messages: list[StoredMessage] = []
-        while len(messages) < count:
-            page = await subscription.fetch(min(1000, count - len(messages)), timeout=10)
+        pending = (await subscription.consumer_info()).num_pending or 0
+        while pending:
+            page = await subscription.fetch(min(1000, pending), timeout=10)
             messages += [StoredMessage(each.subject, each.data, dict(each.headers or {})) for each in page]
+            pending = page[-1].metadata.num_pending
         await subscription.unsubscribe()
         return messages
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
 
 from bridge.core.records import Record, RecordType
@@ -38,12 +37,7 @@ def snapshot(
 
 
 async def bucket_entries(reader: StreamReader, bucket: str) -> dict[str, dict[str, Any]]:
-    store = await reader.jetstream.key_value(bucket)
-    try:
-        keys = await store.keys()
-    except NoKeysError:
-        return {}
-    return {key: json.loads((await store.get(key)).value or b"") for key in keys}
+    return {key: json.loads(value) for key, value in (await reader.read_bucket(bucket)).items()}
 
 
 async def running_ids(reader: StreamReader, bucket: str) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiokafka.errors import KafkaError
-from nats.js.errors import NoKeysError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from tests.bridge_process import BridgeProcess, RecordDict, running_after
 from tests.eventually import eventually
@@ -37,8 +37,8 @@ class NatsLosingStreams:
             async with StreamReader(self._nats) as reader:
                 try:
                     values = [each.data for each in await reader.read_stored()]
-                    keys = await (await reader.jetstream.key_value("state")).keys()
-                except (NotFoundError, NoKeysError):
+                    keys = await reader.read_bucket("state")
+                except NotFoundError:
                     return [], set()
                 return _decoded(values), {key.rpartition(".")[2] for key in keys if key.count(".") > 1}
 
