@@ -135,6 +135,11 @@ class KafkaAdmin:
         """Return the offset after the last record of a partition: the number of records, if none was deleted."""
         return self._offsets(topic, partition)[1]
 
+    def committed(self, group: str) -> int:
+        """Return the sum of the offsets that a consumer group has committed: how many records it has processed."""
+        offsets = self._with_admin(lambda admin: admin.list_consumer_group_offsets(group))
+        return sum(int(each.offset) for each in offsets.values())
+
     def wait_empty(self, topic: str) -> None:
         """Wait until the retention has removed all records of a topic with one partition."""
 
