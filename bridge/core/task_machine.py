@@ -318,7 +318,7 @@ def _is_late_creation(state: TaskState, event: TaskCreated, now: Instant) -> boo
     if known_until < 0:
         return False
     was_set_back = known_until > now.wall  # the clock: the known times cannot be compared with that of the event
-    # The monotonic clock decides nothing here: if the wall clock was set forward while events wait, all of them are old.
+    # The monotonic clock decides nothing here: if the wall clock was set forward, all events that wait seem old.
     return at > now.wall or (at <= known_until and not (was_set_back and is_over))
 
 
