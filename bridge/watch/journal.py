@@ -59,19 +59,29 @@ class Journal:
         self.encoder.set_engine(engine)
         self.header = replace(self.header, engine=engine)
 
+    def expect_filters(self, settings: WatchSettings) -> None:
+        """Note that the filters have changed, but are not applied yet: they count as changed until ``apply_filters``.
+
+        Metadata that is read from now on is filtered by them, while the scope of other containers is the old one.
+        """
+        known = self.header.selection_fingerprint
+        selection = known if settings.selection_fingerprint == known else ""
+        self.header = replace(self.header, filter_fingerprint="", selection_fingerprint=selection)
+
     def apply_filters(self, settings: WatchSettings, failed: Collection[str]) -> None:
         """Apply the current filters, after held exits are published with the old ones.
 
-        ``settings`` are those under which containerd was listed; another change may follow. If namespaces in ``failed``
-        could not be listed, the filters count as changed again at the next listing.
+        ``settings`` are those under which containerd was listed. If they have changed since, or if namespaces in
+        ``failed`` could not be listed, the filters count as changed again at the next listing.
         """
         selection, known = settings.selection_fingerprint, self.header.selection_fingerprint
+        is_complete = not failed and not self._state.requests.is_pending("filters_changed")
         self.release_held_exits()
         self._state.apply_filters(selection_changed=selection != known)
         self.header = replace(
             self.header,
-            filter_fingerprint="" if failed else settings.filter_fingerprint,
-            selection_fingerprint="" if failed and selection != known else selection,
+            filter_fingerprint=settings.filter_fingerprint if is_complete else "",
+            selection_fingerprint=selection if is_complete or selection == known else "",
         )
 
     def begin_epoch(self, epoch: int) -> None:

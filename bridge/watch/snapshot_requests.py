@@ -58,6 +58,10 @@ class SnapshotRequests:
         self._changed.set()
         return future
 
+    def is_pending(self, reason: SnapshotReason) -> bool:
+        """Return whether a snapshot is requested for this reason, and has not started."""
+        return reason in self._pending.reasons
+
     async def wait(self, seconds: float) -> SnapshotRequest | None:
         """Wait for requests and return them, now in progress; return None after ``seconds`` without any."""
         await completes_within(seconds, self._clock, self._changed.wait())

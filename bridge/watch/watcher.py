@@ -141,6 +141,7 @@ class ContainerWatch:
         """
         filters_changed = self._state.reload(settings)
         if filters_changed and self._journal is not None:
+            self._journal.expect_filters(settings)
             self.request_snapshot("filters_changed")
 
     # --- watching ---

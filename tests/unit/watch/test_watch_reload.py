@@ -240,6 +240,33 @@ async def test_filter_change_applies_on_reconnect() -> None:
     assert len(running.transitions) == 1
 
 
+async def test_filter_change_counts_as_changed_until_applied() -> None:
+    """The process ends before it has applied the new filters, and the next one has the old filters again."""
+    client = HookedClient({WEB: 10})
+    async with synced_watch(client, filter_fingerprint="1") as running:
+
+        async def reload(_: str) -> None:
+            client.hooks["containers"] = hang_when_synced
+            client.out_of_scope = {DB.id}  # from now on, metadata is filtered by the new filters
+            running.watch.reload(settings(filter_fingerprint="2"))
+
+        async def hang_when_synced(_: str) -> None:
+            if running.watch.synced:
+                await asyncio.Event().wait()
+
+        client.run(DB, 11)
+        client.hooks["containers"] = reload
+        client.stream.end()
+        await running.wait_synced(2)
+        checkpoint = dict(running.outbox.checkpoint)
+    assert ids(running, snapshot=1) == ["web"]
+    client.hooks.clear()
+    client.out_of_scope.clear()
+    async with running_watch(client, checkpoint, filter_fingerprint="1") as restarted:
+        await restarted.wait_synced()
+        assert ids(restarted) == ["shop/db", "web"]
+
+
 async def test_filter_change_before_first_connection_adds_no_snapshot() -> None:
     client = HookedClient()
     running = RunningWatch(client)
