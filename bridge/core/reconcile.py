@@ -262,10 +262,14 @@ def _agrees(entry: ContainerState | None, task: Task) -> bool:
 
 
 def _is_exit_of(entry: ContainerState | None, task: Task) -> bool:
-    """Return whether a listed task is the exit of the tracked run: STOPPED overrides RUNNING of the same task."""
-    if entry is None or entry.incarnation is None or task.status is not TaskStatus.STOPPED:
+    """Return whether a listed task is the exit of the tracked run: STOPPED overrides RUNNING of the same task.
+
+    An exit before the run is that of an earlier task with the same pid, if the clock was not set back.
+    """
+    if entry is None or (run := entry.state.running) is None or task.status is not TaskStatus.STOPPED:
         return False
-    return task.pid == entry.incarnation.pid and entry.state.find_exited(task.pid) is None
+    is_earlier = task.exited_at is not None and task.exited_at < run.since
+    return task.pid == run.pid and not is_earlier and entry.state.find_exited(task.pid) is None
 
 
 def _is_unknown_exit(entry: ContainerState | None, task: Task) -> bool:

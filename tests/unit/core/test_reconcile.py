@@ -213,10 +213,18 @@ def test_reconcile_keeps_pending_exit_when_listed_task_is_older() -> None:
 
 def test_reconcile_emits_exit_when_started_pid_is_listed_stopped() -> None:
     tracker = tracker_after_gap(exited(5, 2), started(6, 3))
-    transitions = reconcile(tracker, listing(task(6, TaskStatus.STOPPED)), moment(10))
+    stopped = replace(task(6, TaskStatus.STOPPED), exited_at=wall(4))
+    transitions = reconcile(tracker, listing(stopped), moment(10))
     assert summarize(transitions) == [("exited", "inferred", 6)]
-    assert transitions[0].exit_info == ExitInfo(3, wall(0.5))
+    assert transitions[0].exit_info == ExitInfo(3, wall(4))
     assert due_query_keys(tracker) == []
+
+
+def test_reconcile_queries_when_listed_exit_is_before_start() -> None:
+    """The listed task is an earlier one with the same pid, which was deleted after the listing."""
+    tracker = tracker_after_gap(exited(5, 2), started(6, 3))
+    assert summarize(reconcile(tracker, listing(task(6, TaskStatus.STOPPED)), moment(10))) == []
+    assert due_query_keys(tracker) == [WEB]
 
 
 def test_reconcile_clears_unconfirmed_state_after_failed_query() -> None:
