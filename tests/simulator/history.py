@@ -291,9 +291,14 @@ class World:
         if self.disk is None:
             self.clock.advance(0.001)  # a start takes longer, and so each has an epoch of its own
         self._check_exit_counts()
+        last = self._last_committed()  # the process before may have numbered others, whose positions are used again
+        self.rule_changes = [(min(position, last), rules) for position, rules in self.rule_changes]
         self.state.process = self._bridges
         self.log(f"--- bridge {self._bridges} starts")
         self.bridge = Bridge(self, self._bridges)
+
+    def _last_committed(self) -> tuple[int, int]:
+        return (self.committed[-1][1]["epoch"], self.committed[-1][1]["sequence"]) if self.committed else (0, 0)
 
     def _check_exit_counts(self) -> None:
         """Check that no count that the process before has exposed is set back."""
@@ -333,8 +338,9 @@ class World:
         for broker in self.brokers:
             with contextlib.suppress(AttributeError):  # the outbox is not open
                 depth = self.bridge.outbox.depth(broker.name)
-                # What is in flight is not dropped, nor is the newest append; one loss record may be between them.
-                if depth > max(self.limits.max_records, broker.largest_batch + 1) + self._largest_commit:
+                # What is in flight is not dropped, nor is the newest append; each epoch may have a loss record.
+                losses = len(self.bridge.outbox._queues[broker.name].losses)
+                if depth - losses > max(self.limits.max_records, broker.largest_batch) + self._largest_commit:
                     self.violate("P8", f"{depth} records wait for {broker.name}")
 
     async def _quiesce(self) -> None:
@@ -615,9 +621,8 @@ class World:
         if journal is not None:
             self.rules = self.rng.choice(sorted(RULES))
             position = journal.encoder.epoch, journal.encoder.sequence
-            if not position[1] and self.committed:  # the epoch may never have records, and the next one may be lower
-                position = self.committed[-1][1]["epoch"], self.committed[-1][1]["sequence"]
-            self.rule_changes.append((position, self.rules))
+            # Without records, the epoch may never have any, and the next one may be lower.
+            self.rule_changes.append((position if position[1] else self._last_committed(), self.rules))
             self._reload()
 
     def _reload(self) -> None:
