@@ -1,6 +1,6 @@
 """Build the files of a release: `make dist`.
 
-    python deploy/dist.py [--output DIRECTORY] [--repository URL]
+    python deploy/dist.py [--output DIRECTORY] [--repository URL] [--image NAME]
 
 Wheel, source distribution, chart, SBOM of the Python packages, lock files, systemd units, man page, completions, and
 SHA256SUMS. Only files that git tracks are used. Two builds of a commit are identical: all times are the commit's, or
@@ -13,6 +13,7 @@ import argparse
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -40,6 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="directory, which is replaced")
     parser.add_argument("--repository", metavar="URL", help="sources of the chart, to which alerts link")
+    parser.add_argument("--image", metavar="REGISTRY/NAME", help="image of the chart, whose tag is the version")
     options = parser.parse_args()
     output: Path = options.output.resolve()
     os.environ["SOURCE_DATE_EPOCH"] = str(commit_time())
@@ -48,7 +50,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "source"
         copy_source(source)
-        build(source, output, options.repository)
+        build(source, output, options.repository, options.image)
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(output.iterdir())]
     (output / CHECKSUMS).write_text("".join(sums))
     sys.stdout.writelines(f"{path}\n" for path in sorted(output.iterdir()))
@@ -76,12 +78,10 @@ def copy_source(directory: Path) -> None:
         shutil.copy2(ROOT / name, target, follow_symlinks=False)
 
 
-def build(source: Path, output: Path, repository: str | None) -> None:
+def build(source: Path, output: Path, repository: str | None, image: str | None) -> None:
     """Build all files but the checksums."""
     run(source, "-m", "hatchling", "build", "--directory", str(output))
-    if repository:  # not in the source distribution
-        with (source / CHART / "Chart.yaml").open("a") as metadata:
-            metadata.write(yaml.safe_dump({"sources": [repository]}))
+    release_chart(source, repository, image)  # not in the source distribution
     package_chart(source / CHART, output)
     run(
         *(source, "-m", "cyclonedx_py", "requirements", COPIES[1], "--pyproject", "pyproject.toml"),
@@ -93,6 +93,29 @@ def build(source: Path, output: Path, repository: str | None) -> None:
     for shell in SHELLS:
         script = run(source, "-m", "bridge", environment={"_WHALEBRIDGE_COMPLETE": f"source_{shell}"})
         (output / f"whalebridge.{shell}").write_text(script)
+
+
+def release_chart(source: Path, repository: str | None, image: str | None) -> None:
+    """Add to the chart where its source code and its image are."""
+    path = source / CHART / "Chart.yaml"
+    metadata = yaml.safe_load(path.read_text())
+    if repository:
+        metadata |= {"home": repository, "sources": [repository]}
+    if image:
+        values = source / CHART / "values.yaml"
+        text = values.read_text()
+        for name, default, value in zip(
+            ("registry", "repository"), ('""', "whalebridge"), image.rsplit("/", 1), strict=True
+        ):
+            line = f"  {name}: {default}\n"
+            if text.count(line) != 1:
+                raise ValueError(f"{values}: not one line {line.strip()}")
+            text = text.replace(line, f"  {name}: {json.dumps(value)}\n")
+        values.write_text(text)
+        images = [{"name": "whalebridge", "image": f"{image}:{metadata['appVersion']}"}]
+        metadata["annotations"]["artifacthub.io/images"] = yaml.safe_dump(images, sort_keys=False)
+        run(source, "deploy/helm/generate.py")  # the README has the default values
+    path.write_text(yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True))
 
 
 def package_chart(chart: Path, output: Path) -> None:

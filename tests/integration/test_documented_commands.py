@@ -140,7 +140,6 @@ UNTESTED = {
     r"(export PIP_INDEX_URL=|make image\b).*": "it downloads; tests/kubernetes/test_image.py builds it",
     r"docker (tag|push) .*": "it needs a registry",
     r"docker compose .*": "it needs a registry; tests/integration/test_compose.py checks the files",
-    r"(systemctl|systemd-run) .*": "it needs systemd as process 1",
 }
 
 

@@ -1,7 +1,4 @@
-"""The files of a release, and the commands of docs/install.md that install them below a temporary directory.
-
-Commands that need a running systemd (`systemctl`, `systemd-run`) are skipped: the test machines have none.
-"""
+"""The files of a release, and the commands of docs/install.md, which a Debian machine runs word by word."""
 
 from __future__ import annotations
 
@@ -13,23 +10,31 @@ import shlex
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
+from aiokafka.errors import UnknownTopicOrPartitionError
 
-from tests.bridge_process import BridgeProcess
-from tests.documentation import ROOT, shell_commands
+from bridge import __version__
+from tests.documentation import ROOT, code_blocks, shell_commands
 from tests.eventually import eventually
 from tests.integration.engines import one_engine
+from tests.kubernetes.rendering import helm
+from tests.testbed import debian_machine
 from tests.testbed.containerd import Containerd
+from tests.testbed.debian_machine import DebianMachine
+from tests.testbed.kafka import Kafka
 from tests.testbed.process import run
 
 pytestmark = pytest.mark.timeout(900)
 
 MAKE_DIST = "make dist"
 COMMIT_TIME = 1_795_636_099
-REPOSITORY = "https://code.example.org/whalebridge"
+REPOSITORY = "https://code.example.org/Whales/bridge"
+IMAGE = "registry.example.org/whales/bridge"
+SOCKET = "/run/containerd/containerd.sock"
 INSTALL = (ROOT / "docs" / "install.md").read_text()
 
 
@@ -45,45 +50,19 @@ def make_dist(checkout: Path) -> Path:
     (checkout / "bridge" / "untracked.py").touch()
     # With the installed test tools, instead of a download of them, and without the arguments of `make test`.
     command = [*shlex.split(MAKE_DIST), "--old-file=setup", f"BIN={Path(sys.executable).parent}"]
-    command.append(f"ARGS=--repository {REPOSITORY}")
+    command.append(f"ARGS=--repository {REPOSITORY} --image {IMAGE}")
     run(command, directory=checkout, env=os.environ | {"PYTHONPATH": str(checkout)}, timeout=300)
     return checkout / "dist"
 
 
-class Machine:
-    """A directory with the paths of the document, and one with the files of a release in dist/."""
-
-    def __init__(self, directory: Path, release: Path) -> None:
-        self.root = directory / "root"
-        self.downloads = directory / "downloads"
-        for path in ("opt", "etc/systemd/system", "etc/bash_completion.d", "usr/local/bin", "var/lib", "bin"):
-            (self.root / path).mkdir(parents=True)
-        (self.root / "bin" / "python3").symlink_to(sys.executable)
-        shutil.copytree(release, self.downloads / "dist")
-
-    def run_section(self, title: str) -> None:
-        """Run the commands in the `sh` blocks of a section."""
-        for line in documented(title):
-            self.run_line(line)
-
-    def run_line(self, line: str) -> str:
-        command = re.sub(r"(?<![\w./])/(opt|etc|usr/local|var)/", rf"{self.root}/\1/", line)
-        path = f"{self.root}/bin:{self.root}/usr/local/bin:/usr/bin:/bin"
-        environment = {**_pip_settings(), "PATH": path, "HOME": str(self.root)}
-        return run(["sh", "-ec", command], directory=self.downloads, env=environment, timeout=600).stdout
-
-
 def documented(title: str = "") -> list[str]:
-    """Return the commands in the `sh` blocks of a section, or of all, except those that need a running systemd.
-
-    `make dist` is missing, too: see `make_dist`.
-    """
+    """Return the commands of a section, or of all, except `make dist` (see `make_dist`)."""
     (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", INSTALL, re.MULTILINE | re.DOTALL) if title else [INSTALL]
-    excluded = (MAKE_DIST, "systemctl", "systemd-run")
-    return [line for line in shell_commands(text, "sh") if not line.startswith(excluded)]
+    commands = [*shell_commands(text, "sh"), *shell_commands(text, "console")]
+    return [command for command in commands if command != MAKE_DIST]
 
 
-def _pip_settings() -> dict[str, str]:
+def pip_settings() -> dict[str, str]:
     """Return the environment variables that configure pip."""
     return {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
 
@@ -102,54 +81,110 @@ def test_release_files_depend_only_on_commit(release: Path, tmp_path: Path) -> N
     (unpacked,) = tmp_path.iterdir()
     assert not (unpacked / "bridge" / "untracked.py").exists()
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(COMMIT_TIME)}
-    run(
-        [sys.executable, "deploy/dist.py", "--repository", REPOSITORY], directory=unpacked, env=environment, timeout=300
-    )
+    command = [sys.executable, "deploy/dist.py", "--repository", REPOSITORY, "--image", IMAGE]
+    run(command, directory=unpacked, env=environment, timeout=300)
     assert {path.name for path in release.iterdir()} == {path.name for path in (unpacked / "dist").iterdir()}
     # A source distribution that was built from an unpacked one has its metadata twice.
     differing = {
         path.name for path in release.iterdir() if path.read_bytes() != (unpacked / "dist" / path.name).read_bytes()
     }
     assert differing == {source.name, "SHA256SUMS"}
-    (chart,) = release.glob("whalebridge-*.tgz")
-    with tarfile.open(chart) as archive:
-        metadata = archive.extractfile("whalebridge/Chart.yaml")
-        assert metadata is not None
-        assert yaml.safe_load(metadata)["sources"] == [REPOSITORY]
-    assert "sources" not in yaml.safe_load((unpacked / "deploy/helm/whalebridge/Chart.yaml").read_text())
+    chart = unpacked / "deploy" / "helm" / "whalebridge"  # as in the checkout
+    assert "sources" not in yaml.safe_load((chart / "Chart.yaml").read_text())
+    assert yaml.safe_load((chart / "values.yaml").read_text())["image"]["registry"] == ""
 
 
-def published(events: Path) -> list[tuple[str, str]]:
-    """Return type and id of the records in a file."""
-    lines = events.read_bytes().split(b"\n")[:-1]
-    return [(record["type"], record["id"]) for record in map(json.loads, lines)]
+@pytest.mark.parametrize(
+    ("flags", "image"),
+    [
+        ([], f"{IMAGE}:{__version__}"),
+        (["--set=global.imageRegistry=mirror"], f"mirror/bridge:{__version__}"),
+        (["--set=image.registry=mirror,image.repository=whales"], f"mirror/whales:{__version__}"),
+    ],
+)
+def test_release_chart_refers_to_image_and_repository(
+    release: Path, flags: list[str], image: str, require: Callable[..., None]
+) -> None:
+    require("helm")
+    chart = str(release / f"whalebridge-{__version__}.tgz")
+    objects = helm("template", "w", chart, "--kube-version=1.34", "--set=prometheusRule.enabled=true", *flags)
+    assert set(re.findall(r'\bimage: "?([^"\s]*)', objects)) == {image}
+    assert f"runbook_url: {REPOSITORY}/blob/v{__version__}/docs/operations.md#whalebridgedown" in objects
+    assert "0 chart(s) failed" in helm("lint", "--strict", chart)
+    metadata = yaml.safe_load(helm("show", "chart", chart))
+    assert (metadata["home"], metadata["sources"]) == (REPOSITORY, [REPOSITORY])
+    images = yaml.safe_load(metadata["annotations"]["artifacthub.io/images"])
+    assert images == [{"name": "whalebridge", "image": f"{IMAGE}:{__version__}"}]
+
+
+def run_section(machine: DebianMachine, title: str, variables: Mapping[str, str]) -> str:
+    """Run the commands of a section; return their output."""
+    output = ""
+    for command in documented(title):
+        on_terminal = f"script --quiet --return --command {shlex.quote(command)} /dev/null"
+        line = on_terminal if "--pty" in command else command  # without a terminal, systemd-run --pty shows nothing
+        output += machine.run(line, env=variables, timeout=600).stdout
+    return output
+
+
+def documented_environment(brokers: str, topic: str) -> str:
+    """Return the documented file of environment variables, with other addresses of brokers and containerd."""
+    (text,) = [block for block in code_blocks(INSTALL, "ini") if "SINKS" in block]
+    text = text.replace("broker-1:9092,broker-2:9092/containers", f"{brokers}/{topic}")
+    return text.replace("/run/k3s/containerd/containerd.sock", SOCKET)
 
 
 @one_engine
-def test_documented_install_upgrade_and_removal_work(release: Path, engine: Containerd, tmp_path: Path) -> None:
-    machine = Machine(tmp_path, release)
-    machine.run_section("Install")
-    machine.run_section("As a systemd service")
-    assert "complete " in (machine.root / "etc/bash_completion.d/whalebridge").read_text()
-    assert (machine.root / "etc/systemd/system/whalebridge.service").exists()
-    assert (machine.root / "opt/whalebridge/share/docs/proxy.md").exists()  # named in a unit
-    machine.run_line("/opt/whalebridge/bin/pip check")
-    assert f"ok        {engine.address}: " in machine.run_line(f"whalebridge doctor --containerd {engine.address}")
-    assert "ok        state_dir: " in machine.run_line(
-        f"whalebridge check --containerd {engine.address} --state-dir /var/lib/w"
-    )
-    machine.run_section("Upgrade")
-    events = tmp_path / "events.jsonl"
-    state = machine.root / "var/lib/whalebridge"
-    bridge = BridgeProcess(engine.address, tmp_path, sinks=[f"file:{events}"], state_dir=state)
-    bridge.command = [str(machine.root / "usr/local/bin/whalebridge"), *bridge.command[3:]]
-    container = f"installed-{secrets.token_hex(4)}"
-    with bridge:
-        bridge.wait_logged("synced")
-        engine.run(container, "true")
-        eventually(lambda: ("exited", container) in published(events), "the container's exit", within=60)
-    machine.run_section("Remove")
-    assert not (machine.root / "opt/whalebridge").exists()
-    assert not list((machine.root / "usr/local/bin").iterdir())
-    remaining = {path.name for path in (machine.root / "var/lib/whalebridge").iterdir()}
-    assert remaining >= {"outbox.db", "whalebridge.lock"}
+def test_documented_installation_publishes_to_kafka(
+    release: Path, engine: Containerd, kafka: Kafka, require_as_root: Callable[..., None]
+) -> None:
+    require_as_root(*debian_machine.COMPONENTS)
+    topic = f"installed-{secrets.token_hex(4)}"
+
+    def wait_for_exit_of_new_container() -> None:
+        name = f"{topic}-{secrets.token_hex(4)}"
+        engine.run(name, "true")
+        eventually(lambda: ("exited", name) in published(kafka, topic), "the exit of a container in Kafka", within=90)
+
+    with DebianMachine(engine.address) as machine:
+        shutil.copytree(release, machine.root / "root" / "dist")
+        output = run_section(machine, "Install", pip_settings())
+        assert f"\nwhalebridge {__version__}\n" in output
+        assert f"ok        {SOCKET}: " in output
+        machine.run("/opt/whalebridge/bin/pip check")
+        machine.run("bash -c '. /etc/bash_completion.d/whalebridge; complete -p whalebridge'")
+        machine.run("ls /opt/whalebridge/share/README.md /opt/whalebridge/share/docs/proxy.md")  # named in the units
+
+        assert "Active: active (running)" in run_section(machine, "As a systemd service", {})
+        eventually(
+            lambda: "snapshot_completed" in machine.run("journalctl -u whalebridge").stdout, "records in the journal"
+        )
+        (machine.root / "etc" / "whalebridge" / "environment").write_text(
+            documented_environment(kafka.bootstrap, topic)
+        )
+        output = run_section(machine, "As a systemd service", {})
+        assert f"connected; topic {topic} exists and is writable" in " ".join(output.split())
+        wait_for_exit_of_new_container()
+        run_section(machine, "Upgrade", pip_settings())
+        wait_for_exit_of_new_container()
+        assert machine.run("systemctl show --property=NRestarts whalebridge").stdout == "NRestarts=0\n"
+
+        run_section(machine, "Remove", {})
+        remaining = machine.run("find / -xdev -path /root -prune -o -name '*whalebridge*' -prune -print").stdout
+        directories = {f"/var/{kind}/{parent}whalebridge" for kind in ("lib", "log") for parent in ("", "private/")}
+        assert set(remaining.split()) == {"/etc/whalebridge", *directories}
+        assert "outbox.db" in machine.run("ls /var/lib/whalebridge/").stdout
+
+        offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/root/packages"}
+        run_section(machine, "Install", offline)
+        run_section(machine, "As a systemd service", {})
+        wait_for_exit_of_new_container()
+
+
+def published(kafka: Kafka, topic: str) -> list[tuple[str, str]]:
+    """Return type and id of the records in the topic."""
+    try:
+        values = [each.value for each in kafka.admin.records(topic)]
+    except UnknownTopicOrPartitionError:
+        return []
+    return [(record["type"], record["id"]) for record in map(json.loads, filter(None, values))]

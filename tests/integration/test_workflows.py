@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,6 +42,44 @@ def test_workflow_run_targets_and_arguments_exist(path: Path) -> None:
     passed = [line for step in steps for line in step.get("with", {}).get("build-args", "").splitlines()]
     assert {line.partition("=")[0] for line in passed} <= arguments
     assert bool(passed) == (path.name == "release.yml")
+
+
+def release_steps() -> dict[str, Any]:
+    (path,) = [each for each in WORKFLOWS if each.name == "release.yml"]
+    steps = yaml.safe_load(path.read_text())["jobs"]["release"]["steps"]
+    return {step["name"]: step for step in steps if "name" in step}
+
+
+def test_release_passes_known_options_to_make_dist() -> None:
+    command = release_steps()["Build the files of the release"]["run"]
+    options = re.findall(r"--[a-z]+", command)
+    assert options == ["--repository", "--image"]
+    program = (ROOT / "deploy" / "dist.py").read_text()
+    assert [option for option in options if f'add_argument("{option}"' not in program] == []
+
+
+@pytest.mark.parametrize(("tag", "status"), [(f"v{__version__}", 0), ("v99.0.0", 1), (__version__, 1)])
+def test_release_checks_tag_and_reads_changelog(tag: str, status: int, tmp_path: Path) -> None:
+    script = release_steps()["Check the version and the changelog"]["run"]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GITHUB_REF_NAME": tag,
+        "GITHUB_REPOSITORY": "Whales/Bridge",
+        "GITHUB_REPOSITORY_OWNER": "Whales",
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "RUNNER_TEMP": str(tmp_path),
+    }
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]  # as the runner does
+    assert run(command, directory=ROOT, env=environment, check=False).returncode == status
+    if status == 0:
+        output = dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
+        assert output.pop("created")
+        assert output == {
+            "version": __version__, "image": "ghcr.io/whales/bridge", "charts": "ghcr.io/whales/charts"
+        }  # fmt: skip
+        notes = (tmp_path / "notes.md").read_text()
+        assert "\n- " in notes
+        assert "## [" not in notes
 
 
 def test_changelog_has_notes_for_release_of_version() -> None:

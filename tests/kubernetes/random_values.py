@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -172,6 +173,19 @@ def invalid_values(kind: str) -> tuple[dict[str, Any], list[str]]:
             level[name] = wrong
             paths.append(path)
     return values, paths
+
+
+def one_invalid_value(seed: int) -> tuple[dict[str, Any], str]:
+    """Return valid values of which one was made invalid at random, and the path that the error must name."""
+    rng = random.Random(seed)  # noqa: S311 (no secrets)
+    make_invalid = rng.choice([_wrong_type, _out_of_range, _unknown_key])
+    path, wrong = rng.choice([(path, wrong) for path, schema in _values(SCHEMA, "") if (wrong := make_invalid(schema))])
+    level = values = copy.deepcopy(valid_values(seed))
+    *groups, name = path.split("/")[1:]
+    for group in groups:
+        level = level.setdefault(group, {})
+    level[name] = wrong
+    return values, path
 
 
 def _values(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:

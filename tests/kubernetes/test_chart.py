@@ -545,7 +545,7 @@ def test_chart_image_has_registry(values: dict[str, Any], image: str) -> None:
 
 
 def test_chart_without_registry_fails_with_instruction() -> None:
-    with pytest.raises(CommandError, match=r"build and push it, and set image\.registry"):
+    with pytest.raises(CommandError, match=r"image\.registry is not set: build the image, push it"):
         render({"image.registry": ""})
 
 

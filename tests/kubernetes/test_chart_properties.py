@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.kubernetes.random_values import invalid_values, valid_values
+from tests.kubernetes.random_values import invalid_values, one_invalid_value, valid_values
 from tests.kubernetes.rendering import CHART, FOREIGN, find_one, helm, render
 from tests.scale import scaled
 from tests.testbed.process import CommandError
@@ -57,6 +57,18 @@ def test_random_values_set_every_value() -> None:
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     free = ("/nodeSelector/", "/resources/", "/proxy/resources/", "/retire/resources/", "/dashboard/labels/")
     assert {path for path in paths(defaults) if not path.startswith(free)} <= generated
+
+
+@pytest.mark.parametrize("seed", range(scaled(reduced=5, full=50)))
+def test_error_names_only_invalid_value(seed: int, tmp_path: Path) -> None:
+    values, invalid = one_invalid_value(seed)
+    path = tmp_path / "values.yaml"
+    path.write_text(json.dumps(values))
+    with pytest.raises(CommandError) as caught:
+        helm("template", "whalebridge", str(CHART), "--kube-version=1.34", f"--values={path}")
+    named = [each for each, _ in re.findall(r"at '(/[^']*)': (.+)", caught.value.result.stderr)]
+    assert {invalid, f"{invalid}/unknown"} & set(named)
+    assert [each for each in named if not f"{invalid}/unknown".startswith(each)] == []  # no other but its groups
 
 
 @pytest.mark.parametrize("kind", ["type", "range", "key"])

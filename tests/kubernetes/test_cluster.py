@@ -23,7 +23,7 @@ from tests.integration.delivery import check_gapless
 from tests.kubernetes.manifests import container, pod
 from tests.kubernetes.random_values import valid_values
 from tests.kubernetes.records import StreamReader, pod_of, running_tasks, transitions
-from tests.kubernetes.rendering import CHART, EXAMPLES, FOREIGN, render
+from tests.kubernetes.rendering import CHART, DISTRIBUTIONS, EXAMPLES, FOREIGN, render
 from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NODE_NAME, POD_CIDR, Node
@@ -337,11 +337,13 @@ def test_changed_filter_takes_effect_without_restart(node: Node, stream_reader: 
     check_gapless(stream_reader.all())
 
 
-def test_api_server_accepts_objects_of_examples_and_random_values(node: Node, tmp_path: Path) -> None:
+def test_api_server_accepts_objects_of_presets_and_random_values(node: Node, tmp_path: Path) -> None:
     paths = list(EXAMPLES)
-    for seed in range(scaled(reduced=10, full=200)):
-        paths.append(tmp_path / f"{seed}.yaml")
-        paths[-1].write_text(json.dumps(valid_values(seed)))
+    presets = {name: {"distribution": name, "image": {"pullPolicy": "Never"}} for name in DISTRIBUTIONS}
+    random_ones = {str(seed): valid_values(seed) for seed in range(scaled(reduced=10, full=200))}
+    for name, values in (presets | random_ones).items():
+        paths.append(tmp_path / f"{name}.yaml")
+        paths[-1].write_text(json.dumps(values))
     for path in paths:
         objects = [each for each in render(flags=[f"--values={path}"], release="sample") if each["kind"] not in FOREIGN]
         for each in objects:

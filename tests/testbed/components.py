@@ -193,11 +193,12 @@ class MinimalDebian:
 
     name: str
     release: str
+    packages: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> str:
-        """Return the release; the versions of its packages are those of the day."""
-        return f"debootstrap {self.release}"
+        """Return the release and the additional packages; the versions are those of the day."""
+        return " ".join(("debootstrap", self.release, *self.packages))
 
     def directories(self) -> list[Path]:
         """Return no directories: this machine cannot use its programs."""
@@ -211,7 +212,11 @@ class MinimalDebian:
         """Run debootstrap."""
         if os.geteuid() != 0:
             raise InstallError(f"root required: {self.name} is made by debootstrap; run the installation as root")
-        command, environment = debootstrap(self.release, staging / "tree")
+        if shutil.which("wget") is None:
+            raise InstallError(
+                f"wget not found: debootstrap needs it for {self.name}; install it (apt-get install wget)"
+            )
+        command, environment = debootstrap(self.release, staging / "tree", self.packages)
         _run(command, staging, f"make a minimal Debian {self.release}", environment)
         for package in (staging / "tree" / "var" / "cache" / "apt" / "archives").glob("*.deb"):
             package.unlink()
@@ -221,11 +226,12 @@ class MinimalDebian:
         return cache_directory() / "debian" / self.name
 
 
-def debootstrap(release: str, directory: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the command that makes a minimal Debian in a directory, and its environment."""
+def debootstrap(release: str, directory: Path, packages: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
+    """Return the command that makes a minimal Debian with additional packages in a directory, and its environment."""
     tree = cache_directory() / "debian" / "debootstrap"
     environment = {**os.environ, "DEBOOTSTRAP_DIR": f"{tree}/usr/share/debootstrap"}
-    return [f"{tree}/usr/sbin/debootstrap", "--variant=minbase", release, str(directory)], environment
+    options = ["--variant=minbase", *([f"--include={','.join(packages)}"] if packages else [])]
+    return [f"{tree}/usr/sbin/debootstrap", *options, release, str(directory)], environment
 
 
 @dataclass(frozen=True)

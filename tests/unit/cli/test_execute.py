@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
 
+import bridge
 from bridge import cli
 from bridge.cli import execute
 from bridge.cli.errors import CommandError
@@ -148,3 +150,18 @@ def test_retire_runs_as_user_without_name(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
     assert execute(["retire", "node-1", "--sink", "file:/tmp/x"]) == 2
     assert "file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config", "sinks"])
+@pytest.mark.parametrize("module", ["{}.py", "{}/__init__.py"])
+def test_package_of_same_name_ends_command_with_its_path(name: str, module: str, tmp_path: Path) -> None:
+    other = tmp_path / module.format(name)
+    other.parent.mkdir(exist_ok=True)
+    other.touch()
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(bridge.__file__).parents[1]}"}
+    command = [sys.executable, "-Pc", "from bridge.__main__ import main; main()", "version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Python package {name}: " in done.stderr
+    assert f"found {other}, instead of {Path(bridge.__file__).parents[1] / name};" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

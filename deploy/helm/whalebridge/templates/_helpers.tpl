@@ -147,7 +147,7 @@ annotations:
 {{- define "whalebridge.image" -}}
 {{- $registry := default .Values.image.registry (default dict .Values.global).imageRegistry }}
 {{- if not (or $registry (ne .Values.image.repository "whalebridge") (eq .Values.image.pullPolicy "Never")) }}
-{{- fail "No public registry has the image: build and push it, and set image.registry to your registry; or, if the nodes have the image, set image.pullPolicy to Never." }}
+{{- fail "image.registry is not set: build the image, push it, and set image.registry to your registry; or, if the nodes have the image, set image.pullPolicy to Never." }}
 {{- end }}
 {{- $name := empty $registry | ternary .Values.image.repository (printf "%s/%s" $registry .Values.image.repository) }}
 {{- if .Values.image.digest }}
