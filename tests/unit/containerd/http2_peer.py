@@ -1,6 +1,6 @@
 """The other side of an HTTP/2 connection, byte by byte: frames, gRPC responses, and a socket that sends them.
 
-Frames are written without h2, so that they can be wrong, and so that a fault in h2 cannot hide itself.
+Frames are written without the client's code, so that they can be wrong, and so that its faults cannot hide.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ def frame(type_: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> 
 
 
 def frames(data: bytes) -> Iterator[Frame]:
-    """Split what a client has sent, without its preface, into frames."""
+    """Split what a client has sent, without its preface, into frames; leave out the last one if it is incomplete."""
     at = len(PREFACE) if data.startswith(PREFACE) else 0
-    while at < len(data):
-        content, end = at + 9, at + 9 + int.from_bytes(data[at : at + 3], "big")
+    while (content := at + 9) <= len(data) and (end := content + int.from_bytes(data[at : at + 3], "big")) <= len(data):
         yield Frame(data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : content], "big"), data[content:end])
         at = end
 
