@@ -454,6 +454,7 @@ class GrpcConnection:
         self._after_read = after_read
         self._protocol = GrpcProtocol()
         self._unsent = bytearray()
+        self._flush_scheduled = False
         self._writing = False  # whether the loop waits until the socket can be written to
         self._reading = False  # whether the loop waits until the socket can be read from
         self._timer: asyncio.TimerHandle | None = None  # for the next look otherwise
@@ -481,7 +482,9 @@ class GrpcConnection:
     def start(self, call: Call, method: str, message: bytes, metadata: Metadata = ()) -> None:
         """Start a call without a deadline; ``message`` is its only request message."""
         self._protocol.start(call, method, message, metadata)
-        self._flush()
+        if not self._flush_scheduled:  # calls that are started together share a write
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
 
     def pause(self, seconds: float) -> None:
         """Look at the socket after this time, instead of as soon as anything arrives."""
@@ -563,6 +566,7 @@ class GrpcConnection:
     # --- writing ---
 
     def _flush(self) -> None:
+        self._flush_scheduled = False
         self._unsent += self._protocol.data_to_send()
         if not self._writing and self._broken is None:
             self._write()
