@@ -53,6 +53,7 @@ _MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which is not raised
 _MAX_HEADER_BYTES = 64 * 1024  # of a header block, encoded or decoded
 _MAX_HEADER_FRAMES = 64
 _MAX_CACHED_BLOCK_BYTES = 1024
+_NO_TABLE = b"\x20"  # at the beginning of a block: the size of the dynamic table is 0, which each peer allows
 _PRIORITY_BYTES = 5
 _PING_BYTES = 8
 _NUMBER = Struct(">I")
@@ -231,8 +232,9 @@ class GrpcProtocol:
 
     def _advance(self) -> None:
         """Send what the peer's limits allow."""
-        for stream_id in list(self._bodies):
-            self._send_body(stream_id)
+        if self._window > 0:  # otherwise, thousands of bodies may wait for it
+            for stream_id in list(self._bodies):
+                self._send_body(stream_id)
         while self._queue and len(self._calls) < self._max_calls:
             if self._next_stream_id > _MAX_NUMBER:
                 self.end(Status(StatusCode.UNAVAILABLE, "cannot continue the HTTP/2 connection: no stream is left"))
@@ -607,7 +609,8 @@ def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes
         ("te", "trailers"),
         *metadata,
     ]
-    return bytes(Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in headers]))
+    block = Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in headers])
+    return _NO_TABLE + bytes(block)
 
 
 def _decode_headers(block: bytes) -> Mapping[bytes, bytes]:
