@@ -3,9 +3,10 @@
 gRPC's library drops messages that it has received as soon as the connection ends, and each pending call costs it some
 30 KiB. Here, everything that the socket holds is passed on before a call ends, and a call is one small object.
 
-``GrpcProtocol`` does no I/O: python-hyper's h2 encodes and checks HTTP/2, and this module adds gRPC's messages and
-statuses. DATA frames in the middle of a response bypass h2: there is one for each event, and h2 would take several
-times as long for it as everything else here. ``GrpcConnection`` is the socket.
+``GrpcProtocol`` does no I/O: it has the frames, header blocks and windows of HTTP/2 (RFC 9113) that a client of gRPC
+needs. A stream has no state except its call, because a call has one request message, and a response whose end is all
+that follows from its frames. Header blocks do without HPACK's dynamic table (RFC 7541), in both directions: so most of
+them are equal byte by byte, and are encoded and decoded once. ``GrpcConnection`` is the socket.
 
 Invariants:
 - Every call ends with exactly one ``Call.end``, at the latest when the connection ends, even if the peer sends garbage.
@@ -18,19 +19,16 @@ import asyncio
 import socket
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from grpc import StatusCode
-from h2 import events
-from h2.config import H2Configuration
-from h2.connection import H2Connection
-from h2.errors import ErrorCodes
-from h2.exceptions import FrameTooLargeError, H2Error, StreamClosedError
-from h2.settings import SettingCodes, Settings
+from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
 from bridge.containerd.methods import MAX_LIST_BYTES as MAX_MESSAGE_BYTES
 
@@ -42,16 +40,55 @@ _READ_BYTES = 256 * 1024  # more than the kernel holds for a unix socket
 _MAX_READS = 4  # until other tasks have their turn
 _CALLS_BEFORE_SETTINGS = 1  # until the peer has sent its limit
 
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = 0, 1, 3, 4, 5
+_PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 6, 7, 8, 9
+_ACK = _END_STREAM = 0x1
+_END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
+_HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_CONCURRENT_STREAMS = 1, 2, 3
+_INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = 4, 5, 6
+_FRAME_HEADER = Struct(">HBBBI")  # length (three bytes), type, flags, stream
 _FRAME_HEADER_BYTES = 9
 _MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which is not raised
-_DATA, _GOAWAY, _WINDOW_UPDATE = 0, 7, 8
-_STREAM_ID = Struct(">I")
-_WINDOW_UPDATE_FRAME = Struct(">HBBBII")  # length (three bytes), type, flags, stream, increment
-_MAX_STREAM_ID = 2**31 - 1
+_MAX_HEADER_BYTES = 64 * 1024  # of a header block, encoded or decoded
+_MAX_HEADER_FRAMES = 64
+_MAX_CACHED_BLOCK_BYTES = 1024
+_NO_TABLE = b"\x20"  # at the beginning of a block: the size of the dynamic table is 0, which each peer allows
+_PRIORITY_BYTES = 5
+_PING_BYTES = 8
+_NUMBER = Struct(">I")
+_SETTING = Struct(">HI")
+_MAX_NUMBER = 2**31 - 1  # of streams, windows and stream ids; the bit above is reserved
+_DEFAULT_WINDOW_BYTES = 65_535
 _MESSAGE_PREFIX = Struct(">BI")  # whether the message is compressed, and its length
 
 _STATUS_CODES = {str(code.value[0]).encode(): code for code in StatusCode}
-_RESET_CODES = {ErrorCodes.CANCEL: StatusCode.CANCELLED, ErrorCodes.REFUSED_STREAM: StatusCode.UNAVAILABLE}
+
+
+class _ErrorCode(IntEnum):
+    """HTTP/2's error codes (RFC 9113, 7)."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    SETTINGS_TIMEOUT = 4
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    CONNECT_ERROR = 10
+    ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
+    HTTP_1_1_REQUIRED = 13
+
+
+_RESET_CODES = {_ErrorCode.CANCEL: StatusCode.CANCELLED, _ErrorCode.REFUSED_STREAM: StatusCode.UNAVAILABLE}
+
+
+class _ProtocolError(Exception):
+    """The peer has violated HTTP/2."""
 
 
 class Status(NamedTuple):
@@ -92,33 +129,20 @@ class _Request(NamedTuple):
     metadata: Metadata
 
 
-class _H2Connection(H2Connection):
-    """h2's connection, for thousands of concurrent streams."""
+class _Body(msgspec.Struct):
+    """What the peer's flow control does not allow to send yet, and what it allows for the stream."""
 
-    MAX_CLOSED_STREAMS = 1024  # instead of 65,536: h2 remembers how streams ended, in case that frames are late
+    unsent: bytes
+    window: int
 
-    def __init__(self, calls: dict[int, Call]) -> None:
-        super().__init__(
-            H2Configuration(
-                client_side=True,
-                header_encoding=None,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-            )
-        )
-        self._calls = calls
-        initial = {SettingCodes.ENABLE_PUSH: 0, SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES}
-        limits = {SettingCodes.MAX_HEADER_LIST_SIZE: self.DEFAULT_MAX_HEADER_LIST_SIZE}
-        self.local_settings = Settings(client=True, initial_values={**initial, **limits})
-        self.initiate_connection()
-        self.increment_flow_control_window(WINDOW_BYTES - self.inbound_flow_control_window)
 
-    @property
-    def open_outbound_streams(self) -> int:
-        """The number of open streams. h2 counts them, and removes the closed ones, whenever it opens another one."""
-        if len(self.streams) > 2 * len(self._calls) + 100:
-            return super().open_outbound_streams
-        return len(self._calls)
+class _HeaderBlock(msgspec.Struct):
+    """The frames of a header block that is incomplete."""
+
+    stream_id: int
+    ends_stream: bool
+    content: bytes
+    frames: int = 1
 
 
 class GrpcProtocol:
@@ -127,15 +151,38 @@ class GrpcProtocol:
     def __init__(self) -> None:
         self.ended: Status | None = None
         self._calls: dict[int, Call] = {}  # by stream, those whose headers were sent
-        self._queue: deque[_Request] = deque()  # beyond the number of concurrent calls that the peer allows
-        self._bodies: dict[int, bytes] = {}  # by stream, what the peer's flow control does not allow to send yet
-        self._h2 = _H2Connection(self._calls)
         self._responding: dict[int, Call] = {}  # by stream, those whose response has begun
-        self._unread = b""  # the beginning of a frame
-        self._unacknowledged: dict[int, int] = {}  # by stream, bytes that bypassed h2; 0 is the connection
-        self._window_updates = b""
-        self._settings_received = False
+        self._queue: deque[_Request] = deque()  # beyond the number of concurrent calls that the peer allows
+        self._bodies: dict[int, _Body] = {}  # by stream, those that are not sent yet
+        self._next_stream_id = 1
         self._draining = False  # the peer completes the open calls, and accepts no others
+        # The peer's settings, and what it allows to send on the connection.
+        self._settings_received = False
+        self._max_calls = _CALLS_BEFORE_SETTINGS
+        self._initial_window = self._window = _DEFAULT_WINDOW_BYTES
+        self._max_frame_bytes = _MAX_FRAME_BYTES
+        self._unread = b""  # the beginning of a frame
+        self._block: _HeaderBlock | None = None
+        self._unacknowledged: dict[int, int] = {}  # bytes received by stream; 0 is the connection
+        self._unsent: list[bytes] = [_PREFACE]
+        self._receivers: dict[int, Callable[[int, int, bytes], None]] = {
+            _HEADERS: self._receive_headers_frame,
+            _RST_STREAM: self._receive_reset,
+            _SETTINGS: self._receive_settings,
+            _PUSH_PROMISE: self._receive_unexpected,
+            _PING: self._receive_ping,
+            _GOAWAY: self._receive_goaway,
+            _WINDOW_UPDATE: self._receive_window_update,
+            _CONTINUATION: self._receive_continuation,
+        }
+        settings = {
+            _HEADER_TABLE_SIZE: 0,
+            _ENABLE_PUSH: 0,
+            _INITIAL_WINDOW_SIZE: WINDOW_BYTES,
+            _MAX_HEADER_LIST_SIZE: _MAX_HEADER_BYTES,
+        }
+        self._send_frame(_SETTINGS, payload=b"".join(_SETTING.pack(*each) for each in settings.items()))
+        self._send_frame(_WINDOW_UPDATE, payload=_NUMBER.pack(WINDOW_BYTES - _DEFAULT_WINDOW_BYTES))
 
     @property
     def open_calls(self) -> int:
@@ -151,35 +198,24 @@ class GrpcProtocol:
         self._advance()
 
     def receive(self, data: bytes) -> None:
-        """Process bytes from the peer; all calls end if they violate the protocol.
-
-        h2 gets one frame at a time: if it raises an error, the frames before have been processed. It gets no GOAWAY:
-        it would reject all frames after it, but the peer completes the calls that it has accepted (RFC 9113, 6.8).
-        """
+        """Process bytes from the peer; all calls end if they violate the protocol."""
         data = self._unread + data
         position = 0
         try:
             while self.ended is None and (end := _frame_end(data, position)):
-                frame, position = data[position:end], end
-                type_, flags = frame[3], frame[4]
-                if type_ == _DATA and not flags and (call := self._responding.get(_stream_id(frame))) is not None:
-                    self._acknowledge(call.stream_id, len(frame) - _FRAME_HEADER_BYTES)
-                    self._receive_body(call, frame[_FRAME_HEADER_BYTES:])
-                elif type_ == _GOAWAY:
-                    self._receive_goaway(frame)
-                else:
-                    for event in self._h2.receive_data(frame):
-                        self._handle(event)
+                start, position = position, end
+                self._receive_frame(data[start:end])
             self._unread = data[position:]
-        except H2Error as error:
-            self.end(Status(StatusCode.INTERNAL, f"invalid HTTP/2 data: {error or type(error).__name__}"))
+        except _ProtocolError as error:
+            self._send_frame(_GOAWAY, payload=_NUMBER.pack(0) + _NUMBER.pack(_ErrorCode.PROTOCOL_ERROR))
+            self.end(Status(StatusCode.INTERNAL, f"invalid HTTP/2 data: {error}"))
         else:
             self._advance()
 
     def data_to_send(self) -> bytes:
         """Return the bytes for the peer that arose since the last call."""
-        updates, self._window_updates = self._window_updates, b""
-        return self._h2.data_to_send() + updates
+        unsent, self._unsent = self._unsent, []
+        return b"".join(unsent)
 
     def end(self, status: Status) -> None:
         """End all calls, and the connection; idempotent."""
@@ -196,83 +232,166 @@ class GrpcProtocol:
 
     def _advance(self) -> None:
         """Send what the peer's limits allow."""
-        try:
+        if self._window > 0:  # otherwise, thousands of bodies may wait for it
             for stream_id in list(self._bodies):
                 self._send_body(stream_id)
-            while self._queue and len(self._calls) < self._max_calls:
-                self._send(self._queue.popleft())
-            if self._draining and not self._calls:
-                self.end(_SHUTTING_DOWN)
-        except H2Error as error:  # such as NoAvailableStreamIDError
-            self.end(Status(StatusCode.UNAVAILABLE, f"cannot continue the HTTP/2 connection: {error}"))
-
-    @property
-    def _max_calls(self) -> int:
-        return self._h2.remote_settings.max_concurrent_streams if self._settings_received else _CALLS_BEFORE_SETTINGS
+        while self._queue and len(self._calls) < self._max_calls:
+            if self._next_stream_id > _MAX_NUMBER:
+                self.end(Status(StatusCode.UNAVAILABLE, "cannot continue the HTTP/2 connection: no stream is left"))
+                return
+            self._send(self._queue.popleft())
+        if self._draining and not self._calls:
+            self.end(_SHUTTING_DOWN)
 
     def _send(self, request: _Request) -> None:
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", request.method),
-            (":authority", "localhost"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            *request.metadata,
-        ]
-        stream_id = request.call.stream_id = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream_id, headers)
+        stream_id = request.call.stream_id = self._next_stream_id
+        self._next_stream_id += 2
         self._calls[stream_id] = request.call
-        self._bodies[stream_id] = _MESSAGE_PREFIX.pack(0, len(request.message)) + request.message
+        self._send_frame(_HEADERS, _END_HEADERS, stream_id, _encode_headers(request.method, tuple(request.metadata)))
+        body = _MESSAGE_PREFIX.pack(0, len(request.message)) + request.message
+        self._bodies[stream_id] = _Body(body, self._initial_window)
         self._send_body(stream_id)
 
     def _send_body(self, stream_id: int) -> None:
-        body = self._bodies.pop(stream_id)
-        while body:
-            size = min(self._h2.local_flow_control_window(stream_id), self._h2.max_outbound_frame_size)
+        body = self._bodies[stream_id]
+        while body.unsent:
+            size = min(len(body.unsent), self._window, body.window, self._max_frame_bytes)
             if size <= 0:
-                self._bodies[stream_id] = body
                 return
-            part, body = body[:size], body[size:]
-            self._h2.send_data(stream_id, part, end_stream=not body)
+            part, body.unsent = body.unsent[:size], body.unsent[size:]
+            self._send_frame(_DATA, 0 if body.unsent else _END_STREAM, stream_id, part)
+            self._window -= size
+            body.window -= size
+        del self._bodies[stream_id]
 
-    # --- responses ---
+    def _send_frame(self, type_: int, flags: int = 0, stream_id: int = 0, payload: bytes = b"") -> None:
+        size = len(payload)
+        self._unsent.append(_FRAME_HEADER.pack(size >> 8, size & 0xFF, type_, flags, stream_id) + payload)
 
-    def _receive_goaway(self, frame: bytes) -> None:
-        if len(frame) < _FRAME_HEADER_BYTES + _STREAM_ID.size:
-            raise H2Error("incomplete GOAWAY frame")
+    # --- frames ---
+
+    def _receive_frame(self, frame: bytes) -> None:
+        type_, flags, payload = frame[3], frame[4], frame[_FRAME_HEADER_BYTES:]
+        stream_id = _NUMBER.unpack_from(frame, 5)[0] & _MAX_NUMBER
+        if self._block is not None and type_ != _CONTINUATION:
+            raise _ProtocolError("a frame within a header block")
+        if type_ == _DATA:  # first, because each event is one
+            self._receive_data(flags, stream_id, payload)
+        elif (receive := self._receivers.get(type_)) is not None:  # frames of other types are to be ignored
+            receive(flags, stream_id, payload)
+
+    def _receive_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        self._acknowledge(0, len(payload))
+        if (call := self._responding.get(stream_id)) is None:
+            self._require_opened(stream_id)
+            if stream_id in self._calls:
+                raise _ProtocolError("data before the headers of a response")
+            return  # late, after the call was reset
+        self._acknowledge(stream_id, len(payload))
+        self._receive_body(call, _without_padding(payload) if flags & _PADDED else payload)
+        if flags & _END_STREAM and stream_id in self._responding:
+            self._end_call(call, Status(StatusCode.INTERNAL, "the response ended without a status"))
+
+    def _receive_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
+        self._require_opened(stream_id)
+        if flags & _PADDED:
+            payload = _without_padding(payload)
+        if flags & _PRIORITY:
+            if len(payload) < _PRIORITY_BYTES:
+                raise _ProtocolError("incomplete HEADERS frame")
+            payload = payload[_PRIORITY_BYTES:]
+        self._block = _HeaderBlock(stream_id, bool(flags & _END_STREAM), payload)
+        if flags & _END_HEADERS:
+            self._receive_block(self._block)
+
+    def _receive_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        block = self._block
+        if block is None or block.stream_id != stream_id:
+            raise _ProtocolError("a CONTINUATION frame without a header block")
+        block.content += payload
+        block.frames += 1
+        if len(block.content) > _MAX_HEADER_BYTES or block.frames > _MAX_HEADER_FRAMES:
+            raise _ProtocolError("a header block is too large")
+        if flags & _END_HEADERS:
+            self._receive_block(block)
+
+    def _receive_reset(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        self._require_opened(stream_id)
+        code = _number(payload, "RST_STREAM")
+        if (call := self._calls.get(stream_id)) is not None:
+            self._end_call(call, _reset_status(code))
+
+    def _receive_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id or len(payload) % _SETTING.size or (flags & _ACK and payload):
+            raise _ProtocolError("invalid SETTINGS frame")
+        if flags & _ACK:
+            return
+        settings = dict(_SETTING.iter_unpack(payload))
+        before, self._settings_received = self._settings_received, True
+        self._max_calls = settings.get(_MAX_CONCURRENT_STREAMS, self._max_calls if before else _MAX_NUMBER)
+        self._max_frame_bytes = settings.get(_MAX_FRAME_SIZE, self._max_frame_bytes)
+        initial_window = settings.get(_INITIAL_WINDOW_SIZE, self._initial_window)
+        if initial_window > _MAX_NUMBER or self._max_frame_bytes < _MAX_FRAME_BYTES:
+            raise _ProtocolError("invalid SETTINGS frame")
+        for body in self._bodies.values():
+            body.window += initial_window - self._initial_window
+        self._initial_window = initial_window
+        self._send_frame(_SETTINGS, _ACK)
+
+    def _receive_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id or len(payload) != _PING_BYTES:
+            raise _ProtocolError("invalid PING frame")
+        if not flags & _ACK:
+            self._send_frame(_PING, _ACK, payload=payload)
+
+    def _receive_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        """Wait for the calls that the peer has accepted, which it completes (RFC 9113, 6.8); end the others."""
+        if stream_id or len(payload) < 2 * _NUMBER.size:
+            raise _ProtocolError("invalid GOAWAY frame")
         self._draining = True
-        last_accepted = _STREAM_ID.unpack_from(frame, _FRAME_HEADER_BYTES)[0] & _MAX_STREAM_ID
-        rejected = [call for stream_id, call in self._calls.items() if stream_id > last_accepted]
+        last_accepted = _NUMBER.unpack_from(payload)[0] & _MAX_NUMBER
+        rejected = [call for number, call in self._calls.items() if number > last_accepted]
         rejected += [request.call for request in self._queue]
         self._queue.clear()
         for call in rejected:
             self._end_call(call, _SHUTTING_DOWN)
 
-    def _handle(self, event: events.Event) -> None:
-        if isinstance(event, events.DataReceived):
-            self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            if (call := self._calls.get(event.stream_id)) is not None:
-                self._receive_body(call, event.data)
-                if event.stream_ended is not None:
-                    self._end_call(call, Status(StatusCode.INTERNAL, "the response ended without a status"))
-        elif isinstance(event, events.ResponseReceived | events.TrailersReceived):
-            if (call := self._calls.get(event.stream_id)) is not None:
-                self._receive_headers(call, event)
-        elif isinstance(event, events.StreamReset):
-            if (call := self._calls.get(event.stream_id)) is not None:
-                self._end_call(call, _reset_status(event.error_code))
-        elif isinstance(event, events.RemoteSettingsChanged):
-            self._settings_received = True
+    def _receive_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        increment = _number(payload, "WINDOW_UPDATE") & _MAX_NUMBER
+        if stream_id == 0:
+            self._window += increment
+        else:
+            self._require_opened(stream_id)
+        if (body := self._bodies.get(stream_id)) is not None:
+            body.window += increment
+        if not increment or max(self._window, body.window if body is not None else 0) > _MAX_NUMBER:
+            raise _ProtocolError("invalid WINDOW_UPDATE frame")
 
-    def _receive_headers(self, call: Call, event: events.ResponseReceived | events.TrailersReceived) -> None:
-        headers = dict(event.headers)
-        http_status = headers.get(b":status", b"200")
+    def _receive_unexpected(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
+        raise _ProtocolError("a PUSH_PROMISE frame, which was disabled")
+
+    def _require_opened(self, stream_id: int) -> None:
+        if not stream_id % 2 or stream_id >= self._next_stream_id:
+            raise _ProtocolError(f"a frame of stream {stream_id}, which was not opened")
+
+    # --- responses ---
+
+    def _receive_block(self, block: _HeaderBlock) -> None:
+        self._block = None
+        if (call := self._calls.get(block.stream_id)) is None:
+            return  # late, after the call was reset
+        headers = _decode_headers(block.content)
+        begun = block.stream_id in self._responding
+        http_status = b"200" if begun else headers.get(b":status")
+        if http_status is None or (begun and not block.ends_stream):
+            raise _ProtocolError("unexpected headers")
+        if http_status.startswith(b"1") and not block.ends_stream:
+            return  # informational
         if http_status != b"200":
             self._reject(call, Status(StatusCode.UNKNOWN, f"HTTP status {_text(http_status)}"))
-        elif event.stream_ended is None:
-            self._responding[call.stream_id] = call
-            call.receive_metadata([(_text(name), _text(value)) for name, value in event.headers])
+        elif not block.ends_stream:
+            self._responding[block.stream_id] = call
+            call.receive_metadata([(_text(name), _text(value)) for name, value in headers.items()])
         elif call.partial:
             self._end_call(call, Status(StatusCode.INTERNAL, "the response ended within a message"))
         else:
@@ -304,18 +423,16 @@ class GrpcProtocol:
             call.partial = bytearray(buffer[position:])
 
     def _acknowledge(self, stream_id: int, size: int) -> None:
-        """Renew the windows of the connection and of a call, as soon as half of one is used."""
-        for number in (0, stream_id):
-            total = self._unacknowledged.get(number, 0) + size
-            if total >= WINDOW_BYTES // 2:
-                self._window_updates += _WINDOW_UPDATE_FRAME.pack(0, 4, _WINDOW_UPDATE, 0, number, total)
-                total = 0
-            self._unacknowledged[number] = total
+        """Renew the window of a call, or of the connection (0), as soon as half of it is used."""
+        total = self._unacknowledged.get(stream_id, 0) + size
+        if total >= WINDOW_BYTES // 2:
+            self._send_frame(_WINDOW_UPDATE, 0, stream_id, _NUMBER.pack(total))
+            total = 0
+        self._unacknowledged[stream_id] = total
 
     def _reject(self, call: Call, status: Status) -> None:
         """End a call whose response is useless."""
-        with suppress(StreamClosedError):  # the peer has ended it
-            self._h2.reset_stream(call.stream_id, ErrorCodes.CANCEL)
+        self._send_frame(_RST_STREAM, 0, call.stream_id, _NUMBER.pack(_ErrorCode.CANCEL))
         self._end_call(call, status)
 
     def _end_call(self, call: Call, status: Status) -> None:
@@ -339,6 +456,7 @@ class GrpcConnection:
         self._after_read = after_read
         self._protocol = GrpcProtocol()
         self._unsent = bytearray()
+        self._flush_scheduled = False
         self._writing = False  # whether the loop waits until the socket can be written to
         self._reading = False  # whether the loop waits until the socket can be read from
         self._timer: asyncio.TimerHandle | None = None  # for the next look otherwise
@@ -366,7 +484,9 @@ class GrpcConnection:
     def start(self, call: Call, method: str, message: bytes, metadata: Metadata = ()) -> None:
         """Start a call without a deadline; ``message`` is its only request message."""
         self._protocol.start(call, method, message, metadata)
-        self._flush()
+        if not self._flush_scheduled:  # calls that are started together share a write
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
 
     def pause(self, seconds: float) -> None:
         """Look at the socket after this time, instead of as soon as anything arrives."""
@@ -448,6 +568,7 @@ class GrpcConnection:
     # --- writing ---
 
     def _flush(self) -> None:
+        self._flush_scheduled = False
         self._unsent += self._protocol.data_to_send()
         if not self._writing and self._broken is None:
             self._write()
@@ -476,19 +597,61 @@ class GrpcConnection:
                 self._loop.remove_writer(self._socket.fileno())
 
 
+@lru_cache(maxsize=64)  # a method is called with few different metadata
+def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes:
+    """Return the header block of a request, which is smaller than a frame."""
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        *metadata,
+    ]
+    block = Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in headers])
+    return _NO_TABLE + bytes(block)
+
+
+def _decode_headers(block: bytes) -> Mapping[bytes, bytes]:
+    """Return the headers of a block, if it does not use the dynamic table."""
+    return _decode_cached(block) if len(block) <= _MAX_CACHED_BLOCK_BYTES else _decode(block)
+
+
+def _decode(block: bytes) -> Mapping[bytes, bytes]:
+    decoder = Decoder(max_header_list_size=_MAX_HEADER_BYTES)
+    decoder.header_table_size = decoder.max_allowed_table_size = 0
+    try:
+        return dict(decoder.decode(block, raw=True))
+    except HPACKError as error:
+        raise _ProtocolError(f"invalid headers: {error or type(error).__name__}") from error
+
+
+_decode_cached = lru_cache(maxsize=256)(_decode)
+
+
 def _frame_end(data: bytes, position: int) -> int:
     """Return where the frame at ``position`` ends; 0 if it is incomplete."""
     if len(data) - position < _FRAME_HEADER_BYTES:
         return 0
     size = int.from_bytes(data[position : position + 3], "big")
     if size > _MAX_FRAME_BYTES:
-        raise FrameTooLargeError(f"a frame of {size} bytes")
+        raise _ProtocolError(f"a frame of {size} bytes")
     end = position + _FRAME_HEADER_BYTES + size
     return end if end <= len(data) else 0
 
 
-def _stream_id(frame: bytes) -> int:
-    return int.from_bytes(frame[5:_FRAME_HEADER_BYTES], "big")
+def _without_padding(payload: bytes) -> bytes:
+    if not payload or payload[0] >= len(payload):
+        raise _ProtocolError("invalid padding")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def _number(payload: bytes, frame: str) -> int:
+    if len(payload) != _NUMBER.size:
+        raise _ProtocolError(f"invalid {frame} frame")
+    number: int = _NUMBER.unpack(payload)[0]
+    return number
 
 
 def _unacceptable_message(compressed: int, size: int) -> Status:
@@ -497,11 +660,12 @@ def _unacceptable_message(compressed: int, size: int) -> Status:
     return Status(StatusCode.RESOURCE_EXHAUSTED, f"a message of {size} bytes exceeds {MAX_MESSAGE_BYTES} bytes")
 
 
-def _reset_status(error_code: ErrorCodes | int | None) -> Status:
-    code = StatusCode.INTERNAL
-    if isinstance(error_code, ErrorCodes):
-        code = _RESET_CODES.get(error_code, code)
-    return Status(code, f"the peer reset the call: {getattr(error_code, 'name', error_code)}")
+def _reset_status(code: int) -> Status:
+    try:
+        code = _ErrorCode(code)
+    except ValueError:
+        return Status(StatusCode.INTERNAL, f"the peer reset the call: {code}")
+    return Status(_RESET_CODES.get(code, StatusCode.INTERNAL), f"the peer reset the call: {code.name}")
 
 
 def _text(value: bytes) -> str:

@@ -260,21 +260,27 @@ class Connection:
 
     def _process_ready(self) -> None:
         now = self.state.clock.now()
+        started: list[TaskStarted] = []
         for item in self.state.event_queue.pop_ready():
-            if isinstance(item, QueuedEvent):
-                self._process_event(item, now)
-            else:
+            if not isinstance(item, QueuedEvent):
                 item.call()
+                continue
+            self._process_event(item, now)
+            if isinstance(item.event, TaskStarted) and not self._is_created(item.event):
+                started.append(item.event)
+        for event in started:  # those whose exit has not arrived as well
+            self._wait_for_exit(event.key, event.pid)
 
     def _process_event(self, item: QueuedEvent, now: Instant) -> None:
         event, tracker = item.event, self.state.tracker
         if item.metadata is not None:
             tracker.update_metadata(item.metadata)
         self.journal.publish(tracker.process_event(event, now))
-        if isinstance(event, TaskStarted):
-            entry = tracker.find(event.key)
-            if entry is not None and entry.state.find_created(event.pid) is None:  # no event has reported the creation
-                self._wait_for_exit(event.key, event.pid)
+
+    def _is_created(self, event: TaskStarted) -> bool:
+        """Return whether an event has reported the creation of a started task, so that its exit is waited for."""
+        entry = self.state.tracker.find(event.key)
+        return entry is not None and entry.state.find_created(event.pid) is not None
 
     # --- calls to containerd, whose results are processed after the events received before them ---
 

@@ -1,6 +1,6 @@
 """The other side of an HTTP/2 connection, byte by byte: frames, gRPC responses, and a socket that sends them.
 
-Frames are written without h2, so that they can be wrong, and so that a fault in h2 cannot hide itself.
+Frames are written without the client's code, so that they can be wrong, and so that its faults cannot hide.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hpack import Decoder, Encoder
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 3, 4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 Headers = Sequence[tuple[str, str]]
@@ -34,10 +34,9 @@ def frame(type_: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> 
 
 
 def frames(data: bytes) -> Iterator[Frame]:
-    """Split what a client has sent, without its preface, into frames."""
+    """Split what a client has sent, without its preface, into frames; leave out the last one if it is incomplete."""
     at = len(PREFACE) if data.startswith(PREFACE) else 0
-    while at < len(data):
-        content, end = at + 9, at + 9 + int.from_bytes(data[at : at + 3], "big")
+    while (content := at + 9) <= len(data) and (end := content + int.from_bytes(data[at : at + 3], "big")) <= len(data):
         yield Frame(data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : content], "big"), data[content:end])
         at = end
 
@@ -52,7 +51,11 @@ def decode_block(payload: bytes, decoder: Decoder) -> dict[str, str]:
 
 
 def settings(**values: int) -> bytes:
-    identifiers = {"max_concurrent_streams": MAX_CONCURRENT_STREAMS, "initial_window_size": INITIAL_WINDOW_SIZE}
+    identifiers = {
+        "header_table_size": HEADER_TABLE_SIZE,
+        "max_concurrent_streams": MAX_CONCURRENT_STREAMS,
+        "initial_window_size": INITIAL_WINDOW_SIZE,
+    }
     return frame(
         SETTINGS,
         payload=b"".join(

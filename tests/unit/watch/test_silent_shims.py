@@ -48,6 +48,16 @@ async def test_exit_is_waited_for_when_creation_is_not_reported() -> None:
         await running.eventually(lambda: running.transitions and client.calls["wait_for_exit"] == 1)
 
 
+async def test_run_that_is_over_already_is_not_waited_for() -> None:
+    client = HookedClient()
+    client.add(WEB)
+    async with synced_watch(client) as running:
+        now = running.clock.now().wall
+        client.stream.put(TaskStarted(WEB, now, 10), TaskExited(WEB, now + 1, "", 10, 0, now + 1))
+        await running.eventually(lambda: len(running.transitions) == 2)
+    assert client.calls["wait_for_exit"] == 0
+
+
 async def test_reported_containers_cause_no_start_checks() -> None:
     client = HookedClient()
     async with synced_watch(client) as running:
