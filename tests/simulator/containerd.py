@@ -40,6 +40,12 @@ from tests.simulator.faults import ALL, Faults
 from tests.simulator.state import SimulatedRpcError, State, stamp
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_SERVER_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Otherwise, gRPC's library cancels some of thousands of calls that begin at once, which containerd does not.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+)
 VERSIONS = {"1.6": "1.6.20~ds1", "2.4": "2.4.2+unknown"}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -134,7 +140,7 @@ class SimulatedContainerd:
 
     async def start(self) -> None:
         """Listen on a new socket."""
-        self._server = grpc.aio.server(options=[("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
+        self._server = grpc.aio.server(options=_SERVER_OPTIONS)
         for path in self._handlers:
             service, name = path[1:].split("/")
             handlers = {name: self._rpc_handler(path)}
