@@ -72,6 +72,10 @@ chart: setup ## regenerate the chart's schema, README and copied files
 bench: setup testbed ## measure CPU, latency, memory and start, also of `ctr events | kcat -P`
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: bench-docs
+bench-docs: .venv/bench testbed ## measure all five times (over an hour), and write the results in docs/performance.md
+	@$(BIN)/python -m tests.bench --rounds 5 --json build/bench.json --plot docs/performance.png --docs $(ARGS)
+
 .PHONY: newcomer
 newcomer: setup ## measure the time to the first event on a minimal Debian, also through NATS and Kafka
 	@$(BIN)/python -m tests.bench.first_run
@@ -110,7 +114,7 @@ docs-check: setup
 	$(BIN)/python -m config.reference_docs docs/configuration.md --check
 	$(BIN)/python -m tests.state_machine_table --check
 
-lock: setup ## regenerate requirements.lock from pyproject.toml, and the lock files of image and site
+lock: setup ## regenerate requirements.lock from pyproject.toml, and the lock files of image, site and bench
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \
 	    --no-emit-trusted-host --no-emit-find-links --output-file=requirements.lock pyproject.toml
 	@# The image's lock files, for runtime and build, pin the same versions.
@@ -123,6 +127,9 @@ lock: setup ## regenerate requirements.lock from pyproject.toml, and the lock fi
 	$(BIN)/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras \
 	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 	    --output-file=deploy/site/requirements.lock deploy/site/requirements.in
+	$(BIN)/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint requirements.lock \
+	    --output-file=tests/bench/requirements.lock tests/bench/requirements.in
 
 # Messages go to standard error, because `make run` writes events to standard output.
 .venv/bin/pip:
@@ -153,6 +160,10 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no
 	@$(BIN)/pip check --quiet --disable-pip-version-check >&2
 	@# Otherwise the first tests, which run concurrently, would all compile the packages of .venv/runtime.
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >&2 || true # packages may contain invalid code for their tests
+	@touch $@
+
+.venv/bench: .venv/installed tests/bench/requirements.lock
+	@$(INSTALL) --require-hashes -r tests/bench/requirements.lock
 	@touch $@
 
 # The tools of the site have an environment of their own.

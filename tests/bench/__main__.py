@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import compileall
-import json
+import datetime
+import importlib.util
 import os
 import platform
 import re
 import signal
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -26,30 +26,46 @@ from rich.table import Table
 from tests.bench.backlog import drain_to_jetstream, drain_to_kafka
 from tests.bench.consumer import measure_consumer
 from tests.bench.measure import CONTAINERS, WARM_UP_PREFIX, Load, measure
-from tests.bench.pipelines import ROOT, Pipeline, Values, ctr_kcat, proxied, whalebridge
+from tests.bench.pipelines import (
+    KCAT,
+    PROXIED,
+    ROOT,
+    WHALEBRIDGE,
+    Pipeline,
+    Values,
+    ctr_kcat,
+    proxied,
+    whalebridge,
+)
+from tests.bench.results import (
+    BURSTS,
+    EVEN,
+    FLOOD,
+    PAGE,
+    Result,
+    Results,
+    extent,
+    number,
+    write_page,
+)
 from tests.bench.simulated_node import measure_node, measure_start
 from tests.testbed.containerd import Containerd
-from tests.testbed.flood import create_containers
+from tests.testbed.flood import create_containers, evenly, in_bursts
 from tests.testbed.kafka import LONG_SESSION_TIMEOUT, Kafka
 from tests.testbed.nats import Nats
 from tests.testbed.process import run
 
-LOADS = (Load("flood", 40_000), Load("200/s", 4_000, rate=200))
+LOADS = (
+    Load(FLOOD, 40_000),
+    Load(EVEN, 4_000, evenly(4_000, rate=200)),
+    Load(BURSTS, 4_000, in_bursts(4_000, rate=200, burst=20)),
+)
 NODES = (0, 1_000, 10_000)
 # A server's options, in contrast to those for fast starts: the compiler optimizes fully.
 JAVA = ("-Xmx512m", "-XX:+UseSerialGC")
 
 Measurement: TypeAlias = Callable[[str], Values]
 """Measures once; the argument is a name that no other measurement has."""
-
-
-class Result(NamedTuple):
-    """All measured values of one quantity, whose name has the unit."""
-
-    work: str
-    pipeline: str
-    quantity: str
-    values: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -63,36 +79,60 @@ class Peers:
 
 
 def main() -> int:
-    """Measure, and print the results."""
+    """Measure, and print the results; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print JSON, with all values, instead of a table")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measure everything N times (default: 3)")
     parser.add_argument("--work", help="measure only this work, such as flood, 200/s or start")
     parser.add_argument("--only", metavar="PIPELINE", help="measure only this pipeline")
     parser.add_argument("--against", metavar="REV", help="measure another commit of whalebridge, too, in turn")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values after each round")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="do not measure: read what --json has written")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw CPU and latencies as a PNG (needs matplotlib)")
+    parser.add_argument("--docs", action="store_true", help=f"write the tables in {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot: matplotlib is not installed: run make bench-docs, or pip install -r of its lock file")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exit through the context managers, which stop the servers
-    load_before = os.getloadavg()[0]
+    results = Results.load(options.read) if options.read else _run(parser, options)
+    if options.plot:
+        from tests.bench.plot import draw  # noqa: PLC0415 (needs matplotlib)
+
+        draw(results, options.plot)
+    if options.docs:
+        write_page(results)
+    _show(results)
+    return 1 if results.failures else 0
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Results:
     with _other_commit(options.against) as other, _peers() as peers:
-        versions = {"whalebridge": ROOT} | ({f"whalebridge {options.against}": other} if other is not None else {})
+        versions = {WHALEBRIDGE: ROOT} | ({f"{WHALEBRIDGE} {options.against}": other} if other is not None else {})
         for code in versions.values():
             _compile(code)
         works = _works(peers, versions)
         if options.work not in (None, *works):
             parser.error(f"--work: choose one of: {', '.join(works)}")
-        results = _measure_all(works, options)
-    machine = {
+        machine = _machine()
+        for results in _measure_all(works, options, machine):
+            if options.json:
+                results.save(options.json)
+    return results
+
+
+def _machine() -> dict[str, str]:
+    """Return what the figures depend on; the commit is that of the measured code."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], check=False).stdout.strip(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "load_before": load_before,
-        "load_after": os.getloadavg()[0],
+        "Python": platform.python_version(),
+        "CPUs": str(len(os.sched_getaffinity(0))),
+        "load before": _load_average(),
     }
-    if options.json:
-        print(json.dumps({"machine": machine, "results": [result._asdict() for result in results]}, indent=2))
-    else:
-        _show(machine, results)
-    return 0
+
+
+def _load_average() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 @contextmanager
@@ -150,37 +190,51 @@ def _works(peers: Peers, versions: Mapping[str, Path]) -> dict[str, dict[str, Me
         work: {version: partial(function, code) for version, code in versions.items()} for work, function in own.items()
     }
     for load in LOADS:
-        works[load.name]["whalebridge + proxy"] = partial(through, proxied, load, ROOT)
-        works[load.name]["ctr events | kcat"] = partial(through_kcat, load)
-    works["consumer"] = {"whalebridge": partial(measure_consumer, kafka)}
+        works[load.name][PROXIED] = partial(through, proxied, load, ROOT)
+        works[load.name][KCAT] = partial(through_kcat, load)
+    works["consumer"] = {WHALEBRIDGE: partial(measure_consumer, kafka)}
     return works
 
 
-def _measure_all(works: Mapping[str, Mapping[str, Measurement]], options: argparse.Namespace) -> list[Result]:
-    """Measure in rounds, the pipelines of one work one after the other, in each second round in reverse order."""
+def _measure_all(
+    works: Mapping[str, Mapping[str, Measurement]], options: argparse.Namespace, machine: Mapping[str, str]
+) -> Iterator[Results]:
+    """Measure in rounds, the pipelines of one work one after the other, in each second round in reverse order.
+
+    After each round, yield the results of all rounds so far. A measurement that fails does not end the others.
+    """
     measured: dict[tuple[str, str, str], list[float]] = {}
-    for number in range(options.rounds):
+    failures: list[str] = []
+    order = [(work, pipeline) for work, pipelines in works.items() for pipeline in pipelines]
+    for round_ in range(1, options.rounds + 1):
         for work, pipelines in works.items():
             chosen = [name for name in pipelines if options.only in (None, name) and options.work in (None, work)]
-            for position, pipeline in enumerate(chosen if number % 2 == 0 else reversed(chosen)):
-                print(f"bench: round {number + 1}: {work}: {pipeline} ...", file=sys.stderr, flush=True)
-                name = re.sub(r"\W+", "-", f"{work}-{number}-{position}")
-                for quantity, value in pipelines[pipeline](name).items():
+            for position, pipeline in enumerate(chosen if round_ % 2 else reversed(chosen)):
+                print(f"bench: round {round_}: {work}: {pipeline} ...", file=sys.stderr, flush=True)
+                name = re.sub(r"\W+", "-", f"{work}-{round_}-{position}")
+                try:
+                    values = pipelines[pipeline](name)
+                except Exception as error:  # noqa: BLE001 (reported, with a status; the other values take an hour)
+                    failures.append(f"round {round_}: {work}: {pipeline}: {error}")
+                    print(f"bench: failed: {failures[-1]}", file=sys.stderr, flush=True)
+                    continue
+                for quantity, value in values.items():
                     measured.setdefault((work, pipeline, quantity), []).append(value)
-    order = [(work, pipeline) for work, pipelines in works.items() for pipeline in pipelines]
-    results = starmap(Result, ((*key, values) for key, values in measured.items()))
-    return sorted(results, key=lambda result: order.index(result[:2]))
+        results = starmap(Result, ((*key, values) for key, values in measured.items()))
+        conditions = {**machine, "load after": _load_average(), "rounds": str(round_)}
+        yield Results(conditions, sorted(results, key=lambda result: order.index(result[:2])), failures)
 
 
-def _show(machine: dict[str, object], results: Sequence[Result]) -> None:
-    table = Table(caption=", ".join(f"{name} {value}" for name, value in machine.items()))
+def _show(results: Results) -> None:
+    table = Table(caption=", ".join(f"{name} {value}" for name, value in results.machine.items()))
     for column in ("work", "pipeline", "quantity", "min", "median", "max"):
         table.add_column(column, justify="right" if column in ("min", "median", "max") else "left")
-    for work, pipeline, quantity, values in results:
-        extent = (min(values), statistics.median(values), max(values))
-        table.add_row(work, pipeline, quantity, *(f"{value:,.{0 if value >= 100 else 2}f}" for value in extent))
+    for work, pipeline, quantity, values in results.results:
+        table.add_row(work, pipeline, quantity, *map(number, extent(values)))
     console = Console()
     Console(width=max(console.width, 140)).print(table)
+    for failure in results.failures:
+        print(f"failed: {failure}")
 
 
 if __name__ == "__main__":

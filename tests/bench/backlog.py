@@ -18,6 +18,7 @@ from tests.testbed.server import Servers
 RECORDS = 100_000
 CONTAINERS = 100
 _COLLECT_SECONDS = 5.0  # after the last event, until it is in the outbox
+_DRAIN_SECONDS = 300.0
 _POLL_SECONDS = 0.1
 
 
@@ -54,6 +55,8 @@ def _drain(
         began, first = time.monotonic(), stored()
         while stored() < before + RECORDS:
             bridge.check()
+            if time.monotonic() > began + _DRAIN_SECONDS:
+                raise TimeoutError(f"{before + RECORDS - stored():,} records are missing after {_DRAIN_SECONDS:g} s")
             time.sleep(_POLL_SECONDS)
         seconds = time.monotonic() - began
         cpu = cpu_seconds(bridge.pids) - cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
@@ -25,11 +26,11 @@ STABLE_SECONDS = 1.0  # for work that follows the last append
 
 @dataclass(frozen=True)
 class Load:
-    """A number of events, sent as fast as possible or at a rate (events per second)."""
+    """A number of events, sent as fast as possible, or when they are ``due`` (seconds after the start)."""
 
     name: str
     events: int
-    rate: float = 0
+    due: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         """Require complete runs of the containers, from start to exit."""
@@ -48,7 +49,7 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
         warm = flood(engine, events=WARM_UP, containers=CONTAINERS, prefix=WARM_UP_PREFIX)
         before = _wait_delivered(engine, kafka, pipeline, topic, warm.events)
         cpu, engine_cpu = cpu_seconds(pipeline.pids), cpu_seconds([engine.pid])
-        sent = flood(engine, events=load.events, containers=CONTAINERS, rate=load.rate)
+        sent = flood(engine, events=load.events, containers=CONTAINERS, due=load.due)
         _wait_delivered(engine, kafka, pipeline, topic, before + sent.events)
         time.sleep(STABLE_SECONDS)
         cpu, engine_cpu = cpu_seconds(pipeline.pids) - cpu, cpu_seconds([engine.pid]) - engine_cpu
@@ -75,6 +76,7 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
         "CPU/event (us)": cpu / sent.events * 1e6,
         "containerd CPU/event (us)": engine_cpu / sent.events * 1e6,
         "p50 (ms)": _percentile(latencies, 0.5),
+        "p90 (ms)": _percentile(latencies, 0.9),
         "p99 (ms)": _percentile(latencies, 0.99),
         "peak memory (MiB)": peak / 2**20,
     }

@@ -25,6 +25,9 @@ Values: TypeAlias = dict[str, float]
 ROOT = Path(__file__).parents[2]
 """The code that is measured by default: this repository."""
 
+WHALEBRIDGE, PROXIED, KCAT = "whalebridge", "whalebridge + proxy", "ctr events | kcat"
+"""Names of the pipelines."""
+
 TOPICS = frozenset({"/tasks/start", "/tasks/paused", "/tasks/resumed", "/tasks/exit"})
 TYPES = frozenset({"started", "paused", "unpaused", "exited"})
 _LINE = re.compile(rb"(\S+ \S+) \+0000 UTC (\S+) (\S+) ")
@@ -87,7 +90,7 @@ def whalebridge(address: str, sink: str, directory: Path, code: Path = ROOT) -> 
     """Return whalebridge with its outbox in a directory; ``code`` is the repository that it is run from."""
     command = [sys.executable, "-m", "bridge", "run", "--containerd", address, "--log-format", "json"]
     command += ["--sink", sink, "--state-dir", str(directory)]
-    return Pipeline("whalebridge", [(command, _environment(code))], record_sent_at, directory.with_suffix(".log"))
+    return Pipeline(WHALEBRIDGE, [(command, _environment(code))], record_sent_at, directory.with_suffix(".log"))
 
 
 def proxied(address: str, sink: str, directory: Path, code: Path = ROOT) -> Pipeline:
@@ -96,7 +99,7 @@ def proxied(address: str, sink: str, directory: Path, code: Path = ROOT) -> Pipe
     proxy = [sys.executable, "-m", "bridge", "proxy", "--containerd", address, "--listen", listen]
     behind = whalebridge(listen, sink, directory, code)
     commands = [(proxy, _environment(code)), *behind.commands]
-    return Pipeline("whalebridge + proxy", commands, record_sent_at, behind.log, side_by_side=True)
+    return Pipeline(PROXIED, commands, record_sent_at, behind.log, side_by_side=True)
 
 
 def _environment(code: Path) -> dict[str, str]:
@@ -109,7 +112,7 @@ def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, log: Path) -> Pipel
     ctr = engine.sandboxed_command("ctr", "--address", engine.address, "events")
     producer = ["kcat", "-P", "-b", bootstrap, "-t", topic]
     commands = [(ctr, engine.env), (producer, kcat.environment())]
-    return Pipeline("ctr events | kcat", commands, line_sent_at, log)
+    return Pipeline(KCAT, commands, line_sent_at, log)
 
 
 def record_sent_at(value: bytes) -> int | None:

@@ -23,7 +23,7 @@ from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import COMPONENTS as FLOOD
 from tests.testbed.flood import NAMESPACE as FLOODED
-from tests.testbed.flood import flood
+from tests.testbed.flood import evenly, flood
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
@@ -97,7 +97,7 @@ def test_fault_18_bridge_is_killed_at_random_moments(
     with ThreadPoolExecutor(1) as pool, bridge:
         with churn:
             synced = 0
-            flooding = pool.submit(flood, engine, events=KILLS * 480, containers=20, rate=200)
+            flooding = pool.submit(flood, engine, events=KILLS * 480, containers=20, due=evenly(KILLS * 480, 200))
             for number in range(KILLS):
                 if number % 4:  # otherwise kill it possibly before it is synced
                     bridge.wait_logged("synced", synced + 1)

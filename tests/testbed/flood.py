@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
+from bridge.core.time import from_seconds
 from tests.testbed.containerd import Containerd
 from tests.testbed.install import search_path
 from tests.testbed.process import run
@@ -35,22 +38,38 @@ def flood(
     *,
     events: int = 40_000,
     containers: int = 100,
-    rate: float = 0,
+    due: Sequence[float] = (),
     workers: int = 4,
     prefix: str = "flood-",
 ) -> FloodReport:
-    """Create missing containers, and forward the events; rate 0: as fast as possible.
+    """Create missing containers, and forward the events.
 
+    `due` has the time of each event in seconds after the start; without it, they are forwarded as fast as possible.
     `events` is a multiple of PHASES times `containers`, so that all containers exit. No tasks exist behind the events.
     Another flood of the same containers (with ids of `prefix` and a number) has the same pids.
     """
-    limit = 60 + (events / rate if rate else events / 500)
+    limit = 60 + (due[-1] if due else events / 500)
     options = {"address": engine.address, "namespace": NAMESPACE, "events": events, "containers": containers}
-    options |= {"rate": rate, "workers": workers, "prefix": prefix, "limit": f"{limit:.0f}s"}
+    options |= {"workers": workers, "prefix": prefix, "limit": f"{limit:.0f}s", "scheduled": str(bool(due)).lower()}
     program = shutil.which("flood", path=search_path(*COMPONENTS)) or "flood"
     command = [program, "-create", *(f"-{name}={value}" for name, value in options.items())]
-    report = json.loads(run(command, timeout=limit + 5).stdout)
+    report = json.loads(run(command, text=json.dumps([*map(from_seconds, due)]), timeout=limit + 5).stdout)
     return FloodReport(**{name: report[name] for name in FloodReport.__dataclass_fields__})
+
+
+def evenly(events: int, rate: float) -> list[float]:
+    """Return when events are due, in seconds after the start, if they are evenly spaced at a rate per second."""
+    return [number / rate for number in range(events)]
+
+
+def in_bursts(events: int, rate: float, burst: int) -> list[float]:
+    """Return when events are due if they come in bursts of so many at once, at the same rate on average.
+
+    The times of the bursts are random, independent of each other, and the same in each call.
+    """
+    seconds, chance = events / rate, Random(f"{events}/{rate}/{burst}")  # noqa: S311
+    bursts = sorted(chance.uniform(0, seconds) for _ in range(0, events, burst))
+    return [bursts[number // burst] for number in range(events)]
 
 
 def create_containers(engine: Containerd, containers: int = 100, prefix: str = "flood-") -> None:

@@ -54,8 +54,9 @@ func envelope(opts options, number int, now time.Time) (*types.Envelope, error) 
 	return &types.Envelope{Timestamp: at, Namespace: opts.namespace, Topic: phase.topic, Event: event}, nil
 }
 
-// forwardAll assigns each container to one worker, so that its events stay in order.
-func forwardAll(ctx context.Context, connection *grpc.ClientConn, opts options) (report, error) {
+// forwardAll assigns each container to one worker, so that its events stay in order. due has the time of each event after
+// the start; without it, events are sent as fast as containerd accepts them.
+func forwardAll(ctx context.Context, connection *grpc.ClientConn, opts options, due []time.Duration) (report, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	started := time.Now()
@@ -69,10 +70,10 @@ func forwardAll(ctx context.Context, connection *grpc.ClientConn, opts options) 
 				if number%opts.containers%opts.workers != worker {
 					continue
 				}
-				if opts.rate > 0 {
-					due := started.Add(time.Duration(float64(number) / opts.rate * float64(time.Second)))
-					sleepUntil(ctx, due)
-					behind[number] = time.Since(due)
+				if due != nil {
+					at := started.Add(due[number])
+					sleepUntil(ctx, at)
+					behind[number] = time.Since(at)
 				}
 				before := time.Now()
 				if err := forward(ctx, client, opts, number, before); err != nil {

@@ -28,7 +28,7 @@ type options struct {
 	containers int
 	create     bool
 	events     int
-	rate       float64
+	scheduled  bool
 	workers    int
 	limit      time.Duration
 }
@@ -72,7 +72,16 @@ func run() error {
 			return fmt.Errorf("cannot create containers: %w", err)
 		}
 	}
-	result, err := forwardAll(ctx, connection, opts)
+	var due []time.Duration
+	if opts.scheduled {
+		if err := json.NewDecoder(os.Stdin).Decode(&due); err != nil {
+			return fmt.Errorf("cannot read the schedule: %w", err)
+		}
+		if len(due) != opts.events {
+			return fmt.Errorf("the schedule has %d times for %d events", len(due), opts.events)
+		}
+	}
+	result, err := forwardAll(ctx, connection, opts, due)
 	if err != nil {
 		return fmt.Errorf("cannot forward events: %w", err)
 	}
@@ -87,15 +96,16 @@ func parse() (options, error) {
 	flag.IntVar(&opts.containers, "containers", 100, "number of containers")
 	flag.BoolVar(&opts.create, "create", false, "create missing containers")
 	flag.IntVar(&opts.events, "events", 40000, "number of events to forward")
-	flag.Float64Var(&opts.rate, "rate", 0, "events per second; 0: as fast as containerd accepts them")
+	flag.BoolVar(&opts.scheduled, "scheduled", false,
+		"send the events at times from standard input, a JSON array of nanoseconds after the start; otherwise at once")
 	flag.IntVar(&opts.workers, "workers", 4, "number of concurrent calls")
 	flag.DurationVar(&opts.limit, "limit", 2*time.Minute, "time limit")
 	flag.Parse()
 	switch {
 	case flag.NArg() > 0:
 		return opts, fmt.Errorf("unexpected argument %q", flag.Arg(0))
-	case opts.containers < 1 || opts.workers < 1 || opts.events < 0 || opts.rate < 0:
-		return opts, errors.New("containers and workers must be at least 1; events and rate must not be negative")
+	case opts.containers < 1 || opts.workers < 1 || opts.events < 0:
+		return opts, errors.New("containers and workers must be at least 1; events must not be negative")
 	case opts.events%(len(phases)*opts.containers) != 0:
 		// Otherwise some containers would stay in the state running without a task.
 		return opts, fmt.Errorf("events must be a multiple of %d times the containers", len(phases))
