@@ -127,6 +127,7 @@ TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
     "configuration.md": lambda text: text.startswith("export "),  # tests/unit/cli/test_docs.py
     "install.md": lambda text: text in test_install.documented(),
     "kubernetes.md": lambda text: split_command(text) in test_cluster.documented_commands("nats.nats:4222"),
+    "proxy.md": lambda text: any(text in commands for commands in test_install.documented_proxy()),
     "nats.md": lambda text: text.startswith("nats stream add "),  # test_nats_docs.py, with three servers
 }
 """Commands that other tests run, by page."""

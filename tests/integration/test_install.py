@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import shlex
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ REPOSITORY = "https://code.example.org/Whales/bridge"
 IMAGE = "registry.example.org/whales/bridge"
 SOCKET = "/run/containerd/containerd.sock"
 INSTALL = (ROOT / "docs" / "install.md").read_text()
+PROXY = (ROOT / "docs" / "proxy.md").read_text()
 
 
 def make_dist(checkout: Path) -> Path:
@@ -169,6 +171,9 @@ def test_documented_installation_publishes_to_kafka(
         wait_for_exit_of_new_container()
         assert machine.run("systemctl show --property=NRestarts whalebridge").stdout == "NRestarts=0\n"
 
+        with running_behind_proxy(machine):
+            wait_for_exit_of_new_container()
+
         run_section(machine, "Remove", {})
         remaining = machine.run("find / -xdev -path /root -prune -o -name '*whalebridge*' -prune -print").stdout
         directories = {f"/var/{kind}/{parent}whalebridge" for kind in ("lib", "log") for parent in ("", "private/")}
@@ -179,6 +184,36 @@ def test_documented_installation_publishes_to_kafka(
         run_section(machine, "Install", offline)
         run_section(machine, "As a systemd service", {})
         wait_for_exit_of_new_container()
+
+
+def documented_proxy() -> tuple[list[str], list[str]]:
+    """Return the commands of docs/proxy.md that start the proxy as a service, and those that remove it."""
+    start, remove = code_blocks(PROXY, "sh")
+    return start.splitlines(), remove.splitlines()
+
+
+@contextlib.contextmanager
+def running_behind_proxy(machine: DebianMachine) -> Iterator[None]:
+    """Let the service of whalebridge use the proxy within the context, as docs/proxy.md says."""
+    start, remove = documented_proxy()
+    (drop_in,) = code_blocks(PROXY, "ini")
+    (proxy,) = set(re.findall(r"`(/run/whalebridge-proxy/containerd\.sock)`", PROXY))
+    override = machine.root / "etc" / "systemd" / "system" / "whalebridge.service.d" / "override.conf"
+    for command in start:
+        machine.run(command)
+    override.parent.mkdir()
+    override.write_text(drop_in)
+    environment = machine.root / "etc" / "whalebridge" / "environment"
+    direct = environment.read_text()
+    environment.write_text(direct.replace(SOCKET, proxy))
+    machine.run("systemctl daemon-reload; systemctl restart whalebridge")
+    groups = machine.run("grep ^Groups: /proc/$(systemctl show --property=MainPID --value whalebridge)/status").stdout
+    assert "0" not in groups.split()
+    yield
+    shutil.rmtree(override.parent)
+    environment.write_text(direct)
+    for command in ("systemctl stop whalebridge", *remove, "systemctl start whalebridge"):
+        machine.run(command)
 
 
 def published(kafka: Kafka, topic: str) -> list[tuple[str, str]]:

@@ -42,5 +42,5 @@ def node(
     archive = tmp_path_factory.mktemp("image") / "whalebridge.tar"
     docker_with_image.docker("save", f"--output={archive}", bridge_image.NAME)
     with Node() as node:
-        node.ctr("images", "import", str(archive), namespace="k8s.io")
+        node.ctr("images", "import", str(archive), namespace="k8s.io", timeout=300)
         yield node
