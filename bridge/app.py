@@ -73,7 +73,7 @@ async def run(
     clock = SystemClock()
     boot = boot_id()
     if sink_instances is None:
-        sink_instances = sinks.factory.create_sinks(settings.sinks, clock, settings.snapshot.interval)
+        sink_instances = sinks.factory.create_sinks(settings, clock)
     client_settings = watch_settings(settings)
     service_manager = SystemdNotifier(os.environ, clock)
     outbox = StoredOutbox(

@@ -5,26 +5,35 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from bridge.core.errors import FatalError
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings, plugins
+from config.sinks.common import CLIENT_NAME
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Sink
+    from config.settings import Settings
     from config.sinks import SinkSettings
 
 
-def create_sink(settings: SinkSettings, clock: Clock, snapshot_interval: timedelta = timedelta(0)) -> Sink:
+def create_sink(
+    settings: SinkSettings, clock: Clock, *, host: str | None = None, snapshot_interval: timedelta = timedelta(0)
+) -> Sink:
     """Return the sink with these settings, not yet started.
 
-    If the retention of its target is shorter than ``snapshot_interval``, it logs a warning.
+    Args:
+        settings: The settings.
+        clock: Source of time.
+        host: The host whose records the sink publishes, for the names of its connections; None for any host.
+        snapshot_interval: If the retention of the target is shorter, the sink logs a warning.
 
     Raises:
         FatalError: The sink's library is not installed.
     """
+    name = CLIENT_NAME if host is None else f"{CLIENT_NAME}-{host}"
     match settings:
         case StdoutSettings():
             from sinks.stdout import StdoutSink
@@ -38,22 +47,27 @@ def create_sink(settings: SinkSettings, clock: Clock, snapshot_interval: timedel
             with require_extra("kafka"):
                 from sinks.kafka.sink import KafkaSink
 
+            if settings.client_id is None:
+                settings = settings.model_copy(update={"client_id": name})
             return KafkaSink(settings, clock, snapshot_interval)
         case NatsSettings():
             with require_extra("nats"):
                 from sinks.nats.sink import NatsSink
 
+            if settings.connection_name is None:
+                settings = settings.model_copy(update={"connection_name": name})
             return NatsSink(settings, clock, snapshot_interval)
         case _:
             sink: Sink = plugins.load(settings.type).make(settings)
             return sink
 
 
-def create_sinks(
-    settings: Mapping[str, SinkSettings], clock: Clock, snapshot_interval: timedelta = timedelta(0)
-) -> dict[str, Sink]:
-    """Return the sinks with these settings, by id, not yet started."""
-    return {id_: create_sink(each, clock, snapshot_interval) for id_, each in settings.items()}
+def create_sinks(settings: Settings, clock: Clock, ids: Iterable[str] | None = None) -> dict[str, Sink]:
+    """Return the sinks of a bridge, or those with some ``ids``, by id, not yet started."""
+    return {
+        id_: create_sink(settings.sinks[id_], clock, host=settings.host, snapshot_interval=settings.snapshot.interval)
+        for id_ in (settings.sinks if ids is None else ids)
+    }
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ async def run_preflight(settings: Settings) -> list[CheckResult]:
         check_containerd(settings.containerd.address, is_watched, uses_cri=settings.containerd.cri == "auto"),
         asyncio.to_thread(_check_state_dir, settings),
         _check_http(settings.http),
-        *(_check_sink(id_, sink, settings.snapshot.interval) for id_, sink in settings.sinks.items()),
+        *(_check_sink(id_, settings) for id_ in settings.sinks),
     )
     for id_, results in zip(settings.sinks, sink_results, strict=True):
         results += [_result_from_log(line) for line in lines if line.get("sink") == id_]
@@ -168,13 +168,19 @@ async def _check_http(settings: HttpSettings) -> list[CheckResult]:
 # --- sinks ---
 
 
-async def _check_sink(id_: str, settings: SinkSettings, snapshot_interval: timedelta) -> list[CheckResult]:
+async def _check_sink(id_: str, all_settings: Settings) -> list[CheckResult]:
+    settings = all_settings.sinks[id_]
     structlog.contextvars.bind_contextvars(sink=id_)  # as the pump does
     clock = SystemClock()
     if isinstance(settings, StdoutSettings):
         return [CheckResult("ok", id_, "standard output of run")]
     try:
-        sink = sinks.factory.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT), clock, snapshot_interval)
+        sink = sinks.factory.create_sink(
+            settings.limit_timeout(_ATTEMPT_TIMEOUT),
+            clock,
+            host=all_settings.host,
+            snapshot_interval=all_settings.snapshot.interval,
+        )
     except BridgeError as error:
         return [CheckResult.from_error(id_, error)]
     try:

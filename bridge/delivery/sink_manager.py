@@ -84,8 +84,8 @@ class SinkManager:
         Raises:
             FatalError: A sink cannot be created with its new settings; no sink was replaced.
         """
-        changed = {id_: sink for id_, sink in settings.sinks.items() if self._needs_replacement(settings, id_)}
-        created = sinks.factory.create_sinks(changed, self._clock, settings.snapshot.interval)
+        changed = [id_ for id_ in settings.sinks if self._needs_replacement(settings, id_)]
+        created = sinks.factory.create_sinks(settings, self._clock, changed)
         if settings.heartbeat.interval is not None:  # otherwise no remaining pump uses the interval
             self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
         for id_, sink in created.items():

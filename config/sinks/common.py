@@ -20,6 +20,8 @@ from config.fields import (
     non_empty,
 )
 
+CLIENT_NAME = "whalebridge"
+"""The name of a client at the brokers; that of a bridge also has its host."""
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::(?P<port>\d{1,5}))?")
 _MAX_PORT = 65535
 

@@ -101,7 +101,11 @@ class KafkaSettings(BrokerSinkSettings):
     )
     tls: TlsSettings = TlsSettings()
     auth: KafkaAuthSettings | None = field(None, "Authentication.")
-    client_id: str = field("whalebridge", "Client id in the brokers' logs and quotas.")
+    client_id: str | None = field(
+        None,
+        "Client id in the brokers' logs, metrics and quotas. Default: whalebridge-HOST.",
+        reason="The brokers can distinguish the nodes.",
+    )
     max_request_size: Annotated[int, Field(ge=16_384, le=104_857_600)] = field(
         1_048_576,
         "Maximum size of a request. A larger record is rejected.",

@@ -186,6 +186,11 @@ class NatsSettings(BrokerSinkSettings):
     stream: StreamSettings = StreamSettings()
     kv_bucket: KvBucketSettings = KvBucketSettings()
     domain: Name | None = field(None, "JetStream domain.", reason="Only leaf nodes need one.")
+    connection_name: str | None = field(
+        None,
+        "Name of the connection in the servers' reports (`nats server report connections`). Default: whalebridge-HOST.",
+        reason="The servers can distinguish the nodes.",
+    )
     inbox_prefix: Prefix = field("_INBOX", "Prefix of the subjects of replies.", reason="The default of NATS clients.")
     tls: NatsTlsSettings = NatsTlsSettings()
     auth: NatsAuthSettings = NatsAuthSettings()

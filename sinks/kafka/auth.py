@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.abc import AbstractTokenProvider
 
 from bridge.core.errors import TransientError
+from config.sinks.common import CLIENT_NAME
 from sinks.credentials import read_setting_file, resolve_secret, tls_context
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """
     tls, auth = settings.tls, settings.auth
     return {
-        "client_id": settings.client_id,
+        "client_id": CLIENT_NAME if settings.client_id is None else settings.client_id,
         "security_protocol": ("SASL_" if auth else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
         "ssl_context": tls_context(tls) if tls.enabled else None,
         **(_sasl_options(auth) if auth else {}),

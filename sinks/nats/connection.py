@@ -29,7 +29,7 @@ from nats.js.errors import APIError
 from bridge.clock import shuffled
 from bridge.core.errors import TransientError
 from bridge.task_groups import first_of, with_timeout
-from config.sinks.common import host_and_port
+from config.sinks.common import CLIENT_NAME, host_and_port
 from config.sinks.nats import PORT
 from sinks.credentials import tls_context
 from sinks.nats import auth
@@ -48,7 +48,6 @@ T = TypeVar("T")
 CLOSE_SECONDS = 1.0  # for an orderly close
 PING_SECONDS = 10  # the connection ends after two pings without a response
 MAX_PENDING_BYTES = 256 * 1024  # buffered before a write waits for the network
-_CLIENT_NAME = "whalebridge"
 
 
 class ServerAddress(NamedTuple):
@@ -87,11 +86,16 @@ class NatsConnection:
         seconds = settings.timeout.total_seconds()
         messages = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
         connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages, owner)
-        options = {**auth.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
+        options = {
+            "name": CLIENT_NAME if settings.connection_name is None else settings.connection_name,
+            "inbox_prefix": settings.inbox_prefix,
+            "tls_handshake_first": settings.tls.handshake_first,
+            **auth.connect_options(settings.auth),
+        }
         if require_tls:
             options["tls"] = tls_context(settings.tls)
         try:
-            await connection._connect(inbox_prefix=settings.inbox_prefix, **options)
+            await connection._connect(**options)
         except BaseException:
             await connection.close()
             raise
@@ -112,7 +116,6 @@ class NatsConnection:
             async with self.clock.timeout(self.timeout):
                 await self._client.connect(
                     f"nats://{self.address.server}",
-                    name=_CLIENT_NAME,
                     error_cb=on_error,
                     closed_cb=on_closed,
                     tls_hostname=self.address.tls_hostname,

@@ -47,10 +47,13 @@ class ShellSandbox:
         if state:
             (directory / "lib" / "whalebridge").symlink_to(state)
         self._program("whalebridge", f'exec {sys.executable} -m bridge "$@"')
-        for tool, name in (("kafka-topics.sh", "TopicCommand"), ("kafka-acls.sh", "AclCommand")):
-            self._program(
-                tool, f"exec java -cp '{cache_directory()}/kafka-tools/libs/*' org.apache.kafka.tools.{name} \"$@\""
-            )
+        jars = ":".join(f"{cache_directory()}/{component}/libs/*" for component in ("kafka-tools", "kafka"))
+        for tool, name in (
+            ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
+            ("kafka-acls.sh", "org.apache.kafka.tools.AclCommand"),
+            ("kafka-configs.sh", "kafka.admin.ConfigCommand"),
+        ):
+            self._program(tool, f"exec java -cp '{jars}' {name} \"$@\"")
         self._program(
             "make",
             "exec /usr/bin/make --old-file=setup --old-file=setup-runtime --old-file=testbed "

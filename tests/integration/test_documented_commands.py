@@ -122,6 +122,8 @@ KAFKA_TOOLS = {
     "--operation Create --operation DescribeConfigs --operation Read --topic containers.state": CommandCase(
         "User:bridge"
     ),
+    "kafka-configs.sh --bootstrap-server broker-1:9092 --alter --entity-type users --entity-name bridge "
+    "--entity-type clients --entity-default --add-config producer_byte_rate=1048576": CommandCase("Completed updating"),
 }
 TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
     "configuration.md": lambda text: text.startswith("export "),  # tests/unit/cli/test_docs.py

@@ -214,10 +214,12 @@ async def test_nats_sink_sends_nothing_in_clear_text_with_tls_enabled(
 
 async def test_nats_sink_uses_tls_when_optional_on_server(nats_factory: NatsFactory, authority: Authority) -> None:
     peer = nats_factory(authority=authority, settings="allow_non_tls: true\n")
-    sink = NatsSink(settings(peer, tls={"enabled": True, "ca_file": str(authority.certificate)}), SystemClock())
+    tls = {"enabled": True, "ca_file": str(authority.certificate)}
+    sink = NatsSink(settings(peer, tls=tls, connection_name="whalebridge-node-1"), SystemClock())
     await sink.start()
     [connection] = peer.monitor("connz")["connections"]
     assert connection["tls_version"]
+    assert connection["name"] == "whalebridge-node-1"
     await sink.close()
 
 

@@ -52,7 +52,7 @@ class RunningManager:
         watermark = Watermark(self.recorder.encoder.epoch, 1_795_447_300_000_000_000)
         self.heartbeat_factory = HeartbeatFactory(lambda: watermark, 0.02)
         self.manager = SinkManager(self.outbox, clock, self.heartbeat_factory)
-        self.manager.start(tasks, initial, factory.create_sinks(initial.sinks, SystemClock()))
+        self.manager.start(tasks, initial, factory.create_sinks(initial, SystemClock()))
         self.tasks = tasks
 
 
@@ -121,7 +121,7 @@ async def test_sink_is_replaced_when_secret_changes(tmp_path: Path) -> None:
     initial = load({"sinks": {"first": sink}})
     async with open_outbox(None, "first") as outbox, task_group() as tasks:
         manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
-        manager.start(tasks, initial, factory.create_sinks(initial.sinks, SystemClock()))
+        manager.start(tasks, initial, factory.create_sinks(initial, SystemClock()))
         (before,) = manager.pumps
         await manager.reload(initial)
         assert manager.pumps == [before]
@@ -219,7 +219,7 @@ async def test_bridge_ends_only_when_last_reader_is_gone(tmp_path: Path) -> None
     initial = settings(tmp_path)
     async with open_outbox(None, "first", "second") as outbox, task_group() as tasks:
         manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
-        manager.start(tasks, initial, factory.create_sinks(initial.sinks, SystemClock()) | {"first": Disconnected()})
+        manager.start(tasks, initial, factory.create_sinks(initial, SystemClock()) | {"first": Disconnected()})
         await outbox.append(RecordFactory().started_records(3))
         await eventually_async(lambda: outbox.depth("second") == 0 and manager.pumps[0].disconnected)
         await manager.drain(60)

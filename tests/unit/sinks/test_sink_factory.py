@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 import sinks
 import sinks.kafka
 import sinks.nats
-from bridge.core.errors import FatalError
+from bridge.clock import SystemClock
+from bridge.core.errors import FatalError, TransientError
 from config.settings import load
+from config.sinks import parse_url
 from sinks.factory import create_sink, create_sinks
 from sinks.file import FileSink
 from sinks.kafka.sink import KafkaSink
@@ -20,14 +24,50 @@ from tests.virtual_time import VirtualClock
 
 
 def test_sink_is_created_from_settings() -> None:
-    settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject"]}).sinks
-    assert isinstance(create_sink(settings["stdout"], VirtualClock()), StdoutSink)
+    settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject"]})
+    assert isinstance(create_sink(settings.sinks["stdout"], VirtualClock()), StdoutSink)
     assert {id_: type(sink) for id_, sink in create_sinks(settings, VirtualClock()).items()} == {
         "stdout": StdoutSink,
         "file": FileSink,
         "kafka": KafkaSink,
         "nats": NatsSink,
     }
+
+
+def kafka_string(text: str) -> bytes:
+    return len(text).to_bytes(2) + text.encode()
+
+
+def nats_name(text: str) -> bytes:
+    return b'"name": "%b"' % text.encode()
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("configured", [None, "audit"])
+@pytest.mark.parametrize(
+    ("url", "setting", "encode"),
+    [("kafka://{}/topic", "client_id", kafka_string), ("nats://{}/subject", "connection_name", nats_name)],
+)
+async def test_sink_sends_its_name_to_broker(
+    url: str, setting: str, encode: Callable[[str], bytes], configured: str | None
+) -> None:
+    received = b""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        if url.startswith("nats"):  # its clients wait for the server's first line
+            writer.write(b'INFO {"max_payload": 1024}\r\n')
+        received += await reader.read(1000)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        own = parse_url(url.format(f"127.0.0.1:{port}")) | {setting: configured}
+        sink = create_sinks(load({"host": "node-1", "sinks": {"main": own}}), SystemClock())["main"]
+        with pytest.raises(TransientError):
+            await sink.start()
+        await sink.close()
+    assert encode(configured or "whalebridge-node-1") in received
 
 
 def test_sink_library_is_imported_only_when_configured() -> None:
