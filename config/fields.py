@@ -32,6 +32,7 @@ _RESERVED_ATTRIBUTES = (  # of every CloudEvent
     "datacontenttype",
     "dataschema",
     "id",
+    "partitionkey",
     "sequence",
     "source",
     "specversion",

@@ -5,8 +5,9 @@ All attribute values come from the record, so a record that is published again h
 Invariants:
 - Every attribute is a non-empty string without control characters, for any name of a container or namespace:
   characters that an attribute must not contain are percent-encoded before the protocol binding applies.
-- Kafka: values are UTF-8. NATS: values are printable ASCII without space, double quote and percent sign; all other
-  characters are percent-encoded once more, as the protocol binding requires, and decoded by its readers.
+- Kafka: values are UTF-8; ``partitionkey`` equals the key of the message. NATS: values are printable ASCII without
+  space, double quote and percent sign; all other characters are percent-encoded once more, as the protocol binding
+  requires, and decoded by its readers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ JSON_CONTENT_TYPE = "application/json"
 KAFKA_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 NATS_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json"
 SCHEMA = SCHEMA_ID
+PARTITION_KEY = "partitionkey"
+"""CloudEvents' extension attribute from which the Kafka binding takes the key of a message."""
 WHALEWATCHER_SCHEMA = "urn:whalebridge:whalewatcher:1"
 
 _TYPES = {
@@ -65,10 +68,10 @@ def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
     return result
 
 
-def kafka_headers(record: Record, schema: str = SCHEMA) -> KafkaHeaders:
-    """Return the headers of binary mode on Kafka."""
+def kafka_headers(record: Record, key: bytes, schema: str = SCHEMA) -> KafkaHeaders:
+    """Return the headers of binary mode on Kafka, for a message with this ``key``."""
     headers = [
-        *_kafka_source_headers(record.host, record.engine, record.type, schema, record.attributes),
+        *_kafka_source_headers(record.host, record.engine, record.type, schema, record.attributes, key),
         ("ce_id", record.id.encode()),
         ("ce_time", record.time.encode()),
         ("ce_sequence", _kafka_epoch_prefix(record.epoch) + str(record.sequence).zfill(_SEQUENCE_DIGITS).encode()),
@@ -101,11 +104,15 @@ def nats_envelope_headers() -> dict[str, str]:
     return {"Content-Type": NATS_ENVELOPE_CONTENT_TYPE}
 
 
-def envelope(record: Record, document: bytes, schema: str = SCHEMA) -> bytes:
-    """Return the JSON of structured mode, with ``document`` unchanged as its data."""
-    return _ENCODER.encode(
-        {**dict(attributes(record, schema)), "datacontenttype": JSON_CONTENT_TYPE, "data": msgspec.Raw(document)}
-    )
+def envelope(record: Record, document: bytes, schema: str = SCHEMA, *, key: bytes | None = None) -> bytes:
+    """Return the JSON of structured mode, with ``document`` unchanged as its data.
+
+    A Kafka message has a ``key``, which is also its attribute ``partitionkey``.
+    """
+    members: dict[str, str | msgspec.Raw] = dict(attributes(record, schema))
+    if key is not None:
+        members[PARTITION_KEY] = key.decode()
+    return _ENCODER.encode({**members, "datacontenttype": JSON_CONTENT_TYPE, "data": msgspec.Raw(document)})
 
 
 def encode_nats_value(value: str) -> str:
@@ -140,7 +147,7 @@ def encode_attribute(value: str) -> str:
 
 @lru_cache(_CACHE_SIZE)
 def _kafka_source_headers(
-    host: str, engine: str, type_: str, schema: str, extensions: tuple[tuple[str, str], ...]
+    host: str, engine: str, type_: str, schema: str, extensions: tuple[tuple[str, str], ...], key: bytes
 ) -> KafkaHeaders:
     return [
         ("content-type", JSON_CONTENT_TYPE.encode()),
@@ -148,6 +155,7 @@ def _kafka_source_headers(
         ("ce_source", source_uri(host, engine).encode()),
         ("ce_type", event_type(type_).encode()),
         ("ce_dataschema", schema.encode()),
+        (f"ce_{PARTITION_KEY}", key),
         *((f"ce_{name}", encode_attribute(value).encode()) for name, value in extensions),
     ]
 

@@ -9,6 +9,7 @@ from sinks.cloudevents import (
     JSON_CONTENT_TYPE,
     KAFKA_ENVELOPE_CONTENT_TYPE,
     NATS_ENVELOPE_CONTENT_TYPE,
+    PARTITION_KEY,
     event_type,
 )
 from sinks.nats.messages import MESSAGE_ID
@@ -21,6 +22,7 @@ _SCHEMAS = "#/components/schemas/{name}"
 _EXAMPLE_SOURCE = "//node-1/containerd.io/dda674a4-41f6-4b1c-8a0a-b99f8290adba"
 _ENCODING = "Bytes other than letters, digits, _ and - are written as =HH, an empty value as _."
 _SOURCE_KEY = "The source: HOST/ENGINE, each part percent-encoded."
+_PARTITION_KEY = ("The key of the message, in Kafka only.", "node-1/dda674a4-41f6-4b1c-8a0a-b99f8290adba")
 _MESSAGE_ID: _Fields = {MESSAGE_ID: ("The source and the id, joined by /.", f"{_EXAMPLE_SOURCE}/7-6")}
 _ATTRIBUTES: _Fields = {
     "specversion": ("Version of CloudEvents.", "1.0"),
@@ -61,6 +63,7 @@ def asyncapi_document() -> Document:
     }
     envelope = _attributes("", {"datacontenttype": ("Media type of data.", JSON_CONTENT_TYPE)})
     envelope["required"].append("data")
+    envelope["properties"] |= _strings({PARTITION_KEY: _PARTITION_KEY})["properties"]  # only in Kafka
     envelope["properties"]["data"] = reference
     schemas["cloudEvent"] = envelope
     channels = {
@@ -142,7 +145,13 @@ def asyncapi_document() -> Document:
             "schemas": schemas,
             "messageTraits": {
                 "kafka": {
-                    "headers": _attributes("ce_", {"content-type": ("Media type of the value.", JSON_CONTENT_TYPE)}),
+                    "headers": _attributes(
+                        "ce_",
+                        {
+                            "content-type": ("Media type of the value.", JSON_CONTENT_TYPE),
+                            f"ce_{PARTITION_KEY}": _PARTITION_KEY,
+                        },
+                    ),
                     "bindings": _kafka_key(_SOURCE_KEY),
                 },
                 "nats": {

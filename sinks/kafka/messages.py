@@ -75,9 +75,10 @@ def event_messages(
             continue
         headers: KafkaHeaders = []
         if mode == "binary":
-            headers = cloudevents.kafka_headers(record, schema)
+            headers = cloudevents.kafka_headers(record, key, schema)
         elif mode == "structured":
-            value, headers = cloudevents.envelope(record, value, schema), cloudevents.kafka_envelope_headers()
+            value = cloudevents.envelope(record, value, schema, key=key)
+            headers = cloudevents.kafka_envelope_headers()
         messages.append(Message((record.epoch, record.sequence), key, value, headers))
     return messages
 

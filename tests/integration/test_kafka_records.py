@@ -161,6 +161,7 @@ async def test_kafka_binary_cloudevents_are_readable_by_sdk(kafka: Kafka) -> Non
         assert event.get_datacontenttype() == "application/json"
         assert event.get_dataschema() == cloudevents.SCHEMA
         assert event.get_extension("sequence") == f"{EPOCH}-{sent.sequence:020}"
+        assert event.get_extension("partitionkey").encode() == stored.key
         assert stored.value == sent.data
     headers = [dict(each.headers) for each in kafka.admin.records("binary")]
     assert [each["ce_type"].decode().removeprefix("io.whalebridge.") for each in headers] == [
@@ -173,6 +174,7 @@ async def test_kafka_binary_cloudevents_are_readable_by_sdk(kafka: Kafka) -> Non
         "ce_source": b"//node-1/containerd.io/c79d280c-f53d-4d5e",
         "ce_type": b"io.whalebridge.container.started",
         "ce_dataschema": b"urn:whalebridge:event:1",
+        "ce_partitionkey": b"node-1/c79d280c-f53d-4d5e",
         "ce_time": TIME.encode(),
         "ce_sequence": f"{EPOCH}-00000000000000000002".encode(),
         "ce_subject": b"shop/web-1",
@@ -196,6 +198,7 @@ async def test_kafka_structured_cloudevents_are_readable_by_sdk(kafka: Kafka) ->
             assert event.get_subject() == (sent.subject or None)
             assert event.get_type() == cloudevents.event_type(sent.type)
             assert event.get_extension("sequence") == f"{EPOCH}-{sent.sequence:020}"
+            assert event.get_extension("partitionkey").encode() == stored.key
 
 
 # --- clocks ---

@@ -16,6 +16,7 @@ from config.sinks import NatsSettings
 from sinks import cloudevents, state_table
 from sinks.kafka import messages as kafka
 from sinks.nats.messages import MessageEncoder, state_key
+from sinks.state_table import StateKey
 from tests.sample_records import control_record, loss_record, record, retirement
 
 DOCUMENT = asyncapi_document()
@@ -79,8 +80,10 @@ def test_headers_are_those_of_the_sinks(sent: Record) -> None:
     settings = NatsSettings(type="nats", servers=("n",), subject_prefix="events")
     nats_message = MessageEncoder(settings).encode(sent)
     assert nats_message is not None
+    source = StateKey(sent.host, sent.engine)
+    (kafka_message,) = kafka.event_messages(source, [sent], "json", "binary")
     sent_headers = {
-        "kafkaRecords": {name: value.decode() for name, value in cloudevents.kafka_headers(sent)},
+        "kafkaRecords": {name: value.decode() for name, value in kafka_message.headers},
         "natsRecords": nats_message.headers,
     }
     for channel, headers in sent_headers.items():
@@ -96,7 +99,10 @@ def test_envelope_is_valid_for_both_brokers(sent: Record) -> None:
     settings = NatsSettings(type="nats", servers=("n",), subject_prefix="events", cloudevents="structured")
     nats_message = MessageEncoder(settings).encode(sent)
     assert nats_message is not None
+    source = StateKey(sent.host, sent.engine)
+    (kafka_message,) = kafka.event_messages(source, [sent], "json", "structured")
     envelope = msgspec.json.decode(nats_message.data)
+    assert msgspec.json.decode(kafka_message.value or b"") == envelope | {"partitionkey": kafka_message.key.decode()}
     kafka_headers = {name: value.decode() for name, value in cloudevents.kafka_envelope_headers()}
     for channel, name, headers in (
         ("kafkaRecords", "content-type", kafka_headers),

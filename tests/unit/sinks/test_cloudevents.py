@@ -113,7 +113,7 @@ def test_cloudevents_source_is_uri_reference(host: str, engine: str) -> None:
 @given(NAMES, HOSTS, VALUES)
 def test_kafka_headers_are_parsed_by_cloudevents_package(name: str, host: str, cluster: str) -> None:
     sent = msgspec.structs.replace(record_of(name, cluster=cluster), host=host)
-    headers = kafka_headers(sent)
+    headers = kafka_headers(sent, b"node-1/e")
     assert len(dict(headers)) == len(headers)
     event = from_binary(KafkaMessage(headers=dict(headers), key=None, value=sent.data), JSONFormat())
     assert event.get_subject() == encode_attribute(name)
@@ -130,7 +130,8 @@ def test_kafka_headers_equal_cloudevents_attributes() -> None:
         record(3, engine=EngineInfo("", "containerd.io", "", "", 0)),
         record_of("web", cluster="prod-1", region="é"),
     ):
-        headers = dict(kafka_headers(event_record))
+        headers = dict(kafka_headers(event_record, b"node-1/e"))
+        assert headers.pop("ce_partitionkey") == b"node-1/e"
         assert headers.pop("content-type") == b"application/json"
         assert headers == {f"ce_{name}": value.encode() for name, value in attributes(event_record)}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -74,6 +75,9 @@ def test_kafka_messages_follow_mode_and_encoding() -> None:
     (structured, _) = event_messages(SOURCE, batch, "json", "structured")
     assert structured.value
     assert structured.value.startswith(b'{"specversion":"1.0"')
+    assert msgspec.json.decode(structured.value)["partitionkey"] == structured.key.decode()
+    for message in event_messages(SOURCE, batch, "json", "binary"):
+        assert dict(message.headers)["ce_partitionkey"] == message.key
     assert [message.position for message in event_messages(SOURCE, batch, "whalewatcher", "binary")] == [
         (batch[1].epoch, 2)
     ]
