@@ -74,7 +74,7 @@ def kafka_headers(record: Record, key: bytes, schema: str = SCHEMA) -> KafkaHead
         *_kafka_source_headers(record.host, record.engine, record.type, schema, record.attributes, key),
         ("ce_id", record.id.encode()),
         ("ce_time", record.time.encode()),
-        ("ce_sequence", _kafka_epoch_prefix(record.epoch) + str(record.sequence).zfill(_SEQUENCE_DIGITS).encode()),
+        ("ce_sequence", b"%d-%020d" % (record.epoch, record.sequence)),
     ]
     if record.subject:
         headers.append(_kafka_subject_header(record.subject))
@@ -158,11 +158,6 @@ def _kafka_source_headers(
         (f"ce_{PARTITION_KEY}", key),
         *((f"ce_{name}", encode_attribute(value).encode()) for name, value in extensions),
     ]
-
-
-@lru_cache(_CACHE_SIZE)
-def _kafka_epoch_prefix(epoch: int) -> bytes:
-    return b"%d-" % epoch
 
 
 @lru_cache(_SUBJECT_CACHE_SIZE)
