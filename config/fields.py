@@ -243,6 +243,12 @@ def _check_file(value: str) -> str:
     return value
 
 
+def _check_command(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or not value[0].startswith("/") or any("\0" in argument for argument in value):
+        raise ValueError("invalid command; list the absolute path of a program and its arguments; there is no shell")
+    return value
+
+
 _DURATION_SCHEMA = {"type": "string", "pattern": rf"^\s*{_DURATION.pattern}\s*$"}
 _OFF_SCHEMA = {"type": "string", "pattern": rf"^\s*({_DURATION.pattern}|off)\s*$"}
 
@@ -261,6 +267,8 @@ LabelSelectors = Annotated[tuple[Annotated[str, AfterValidator(_check_selector)]
 FilePath = Annotated[str, AfterValidator(_check_file)]
 """A file with a secret or a certificate. Messages show the path, never the content."""
 DirectoryPath = Annotated[str, AfterValidator(_check_directory)]
+Command = Annotated[tuple[str, ...], CommaSeparated, AfterValidator(_check_command)]
+"""The absolute path of a program, and its arguments."""
 Attributes = Annotated[
     dict[
         Annotated[str, AfterValidator(_check_attribute_name)],

@@ -103,7 +103,7 @@ class KafkaReader:
     async def _check_topic(self) -> None:
         """Check that a broker accepts the connection and has the topic; aiokafka would only log the failure."""
         settings = self._settings
-        async with connect_admin(settings, auth.client_options(settings)) as admin:
+        async with connect_admin(settings, auth.client_options(settings, self._clock)) as admin:
             partitions = (await admin.describe(settings.topic, "Read")).partitions
         if not partitions:
             servers = ", ".join(settings.bootstrap_servers)
@@ -127,7 +127,7 @@ class KafkaReader:
             auto_offset_reset="earliest",  # for partitions that are added later
             fetch_max_wait_ms=int(POLL_SECONDS * 500),
             **options,
-            **auth.client_options(settings),
+            **auth.client_options(settings, self._clock),
         )
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> None:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from config.fields import (
     DURATION,
+    Command,
     Duration,
     FilePath,
     LowercaseStr,
@@ -55,17 +56,29 @@ class KafkaAuthSettings(SettingsModel):
     token_file: FilePath | None = field(
         None, "File with the token for oauthbearer. Replace the file to renew the token."
     )
+    token_command: Command | None = field(
+        None,
+        "Absolute path of a program and its arguments, whose output is the token for oauthbearer. It runs without a "
+        "shell when a connection needs a token, at most every 60 s, and may take up to 10 s.",
+    )
+
+    @property
+    def token_source(self) -> str | None:
+        """The setting with the token, and its path."""
+        if self.token_command:
+            return f"auth.token_command {self.token_command[0]}"
+        return f"auth.token_file {self.token_file}" if self.token_file else None
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.mechanism == "oauthbearer":
-            if not self.token_file:
-                raise ValueError("oauthbearer requires a token; set token_file")
+            mutually_exclusive(self, "token_file", "token_command", required=True)
             if self.username or self.password or self.password_file:
                 raise ValueError("oauthbearer allows neither username nor password; remove them")
             return self
-        if self.token_file:
-            raise ValueError(f"token_file is not for {self.mechanism}; set mechanism: oauthbearer, or remove it")
+        if self.token_source:
+            name = "token_file" if self.token_file else "token_command"
+            raise ValueError(f"{name} is not for {self.mechanism}; set mechanism: oauthbearer, or remove it")
         if not self.username:
             raise ValueError(f"{self.mechanism} requires credentials; set username, and password or password_file")
         mutually_exclusive(self, "password", "password_file", required=True)

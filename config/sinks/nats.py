@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from config.fields import (
     DURATION,
+    Command,
     Duration,
     FilePath,
     LowercaseStr,
@@ -78,6 +79,11 @@ class NatsAuthSettings(SettingsModel):
     password_file: FilePath | None = field(None, "File with the password of the user.")
     token: SecretStr | None = field(None, "Token.")
     token_file: FilePath | None = field(None, "File with the token.")
+    token_command: Command | None = field(
+        None,
+        "Absolute path of a program and its arguments, whose output is the token. It runs without a shell for each "
+        "connection, and may take up to 10 s.",
+    )
     nkey_seed: SecretStr | None = field(None, "Seed of an nkey.")
     nkey_seed_file: FilePath | None = field(None, "File with the seed of an nkey.")
     creds_file: FilePath | None = field(None, "File with a JWT and its seed, as `nsc generate creds` writes it.")
@@ -85,7 +91,7 @@ class NatsAuthSettings(SettingsModel):
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         mutually_exclusive(self, "password", "password_file")
-        mutually_exclusive(self, "token", "token_file")
+        mutually_exclusive(self, "token", "token_file", "token_command")
         mutually_exclusive(self, "nkey_seed", "nkey_seed_file")
         if (self.user is None) != (self.password is None and self.password_file is None):
             raise ValueError("user and password (or password_file) belong together; set both, or neither")
@@ -98,7 +104,7 @@ class NatsAuthSettings(SettingsModel):
         """The configured methods."""
         given = {
             "user": self.user,
-            "token": self.token or self.token_file,
+            "token": self.token or self.token_file or self.token_command,
             "nkey_seed": self.nkey_seed or self.nkey_seed_file,
             "creds_file": self.creds_file,
         }

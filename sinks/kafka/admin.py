@@ -212,9 +212,9 @@ class AdminClient:
             raise TransientError(f"{describe_connect_error(error, self._server, self._settings)}") from error
 
     def _describe_missing_brokers(self) -> str:
-        if self._settings.auth and self._settings.auth.token_file:
+        if self._settings.auth and (source := self._settings.auth.token_source):
             # aiokafka parses the rejection as a step of the authentication, and the next bytes as the response.
-            return f"token of auth.token_file {self._settings.auth.token_file} was rejected; it may have expired"
+            return f"token of {source} was rejected; it may have expired"
         return "the metadata lists no brokers"
 
 
@@ -241,13 +241,13 @@ async def connect_admin(settings: KafkaSettings, options: dict[str, Any]) -> Asy
     raise TransientError(f"no Kafka server is usable: {'; '.join(reasons)}")
 
 
-async def describe_partition(topic: str, partition: int, settings: KafkaSettings) -> str:
+async def describe_partition(topic: str, partition: int, settings: KafkaSettings, clock: Clock) -> str:
     """Describe a partition for an error message: is its leader usable, and how many replicas are in sync.
 
     Raises:
         TransientError: No server is usable.
     """
-    options = auth.client_options(settings)
+    options = auth.client_options(settings, clock)
     async with connect_admin(settings, options) as admin:
         state = (await admin.describe(topic)).partitions.get(partition)
     if state is None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.abc import AbstractTokenProvider
 
 from bridge.core.errors import TransientError
+from bridge.core.time import SECOND
 from config.sinks.common import CLIENT_NAME
 from sinks.credentials import read_setting_file, resolve_secret, tls_context
+from sinks.token_command import run_token_command
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaAuthSettings, KafkaSettings
 
+_TOKEN_SECONDS = 60  # for the connections to several brokers; less than any token's lifetime
 
-def client_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the security options for aiokafka's clients.
+
+def client_options(settings: KafkaSettings, clock: Clock) -> dict[str, Any]:
+    """Return the client id and the security options for aiokafka's clients.
 
     Raises:
         TransientError: A file is missing or invalid.
@@ -25,12 +32,14 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         "client_id": CLIENT_NAME if settings.client_id is None else settings.client_id,
         "security_protocol": ("SASL_" if auth else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
         "ssl_context": tls_context(tls) if tls.enabled else None,
-        **(_sasl_options(auth) if auth else {}),
+        **(_sasl_options(auth, clock) if auth else {}),
     }
 
 
-def _sasl_options(auth: KafkaAuthSettings) -> dict[str, Any]:
+def _sasl_options(auth: KafkaAuthSettings, clock: Clock) -> dict[str, Any]:
     options: dict[str, Any] = {"sasl_mechanism": auth.mechanism.upper()}
+    if auth.token_command:
+        return options | {"sasl_oauth_token_provider": CommandTokenProvider(auth.token_command, clock)}
     if auth.token_file:
         return options | {"sasl_oauth_token_provider": FileTokenProvider(auth.token_file)}
     password = resolve_secret("auth.password", auth.password, auth.password_file)
@@ -60,3 +69,30 @@ class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka
         if not token:
             raise TransientError(f"auth.token_file {self._path} is empty")
         return token
+
+
+class CommandTokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
+    """Runs a command for a token; connections that start within ``_TOKEN_SECONDS`` share one."""
+
+    def __init__(self, command: Sequence[str], clock: Clock) -> None:
+        self._command = command
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._token = ""
+        self._read_at = 0
+
+    async def token(self) -> str:
+        """Return the token.
+
+        Raises:
+            OSError: The command did not return one; aiokafka handles no other error here.
+        """
+        async with self._lock:
+            now = self._clock.now().monotonic
+            if not self._token or now - self._read_at > _TOKEN_SECONDS * SECOND:
+                try:
+                    self._token = await run_token_command(self._command, self._clock)
+                except TransientError as error:
+                    raise OSError(str(error)) from error
+                self._read_at = now
+            return self._token

@@ -101,7 +101,7 @@ class KafkaConnector:
 
     async def _connect(self) -> KafkaConnection:
         settings = self._settings
-        options = auth.client_options(settings)
+        options = auth.client_options(settings, self._clock)
         topics = {}
         async with admin.connect_admin(settings, options) as client:
             for name in filter(None, (settings.topic, settings.state_topic)):
@@ -196,7 +196,7 @@ async def with_diagnosis(text: str, settings: KafkaSettings, clock: Clock, topic
     """Add the state of a partition to an error message, if it can be determined within a few seconds."""
     try:
         async with clock.timeout(_DIAGNOSIS_SECONDS):
-            return f"{text}; {await admin.describe_partition(topic or settings.topic, partition, settings)}"
+            return f"{text}; {await admin.describe_partition(topic or settings.topic, partition, settings, clock)}"
     except TransientError as error:
         return f"{text}; {error}"
     except TimeoutError:

@@ -110,7 +110,7 @@ def _describe_auth_error(error: BaseException, settings: KafkaSettings) -> str |
     if isinstance(error, IllegalSaslStateError):
         return "the listener does not use SASL; remove auth, or use the port of a SASL listener"
     if isinstance(error, SaslAuthenticationFailed) and auth:
-        checked = auth.password_file or auth.token_file or "auth.username and auth.password"
+        checked = auth.password_file or auth.token_source or "auth.username and auth.password"
         return f"authentication of {principal(settings)} by {auth.mechanism} failed: {describe(error)}; check {checked}"
     return None
 

@@ -13,8 +13,10 @@ from nats.aio.client import RawCredentials
 
 from bridge.core.errors import TransientError
 from sinks.credentials import read_setting_file, resolve_secret
+from sinks.token_command import run_token_command
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from config.sinks.nats import NatsAuthSettings
 
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\r?\n(\S+)")
@@ -22,12 +24,14 @@ _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\r?\n(\S+)")
 _FILE_FIELDS = ("password_file", "token_file", "nkey_seed_file", "creds_file")
 
 
-def connect_options(auth: NatsAuthSettings) -> dict[str, Any]:
+async def connect_options(auth: NatsAuthSettings, clock: Clock) -> dict[str, Any]:
     """Return the credentials as options of ``Client.connect``.
 
     Raises:
-        TransientError: A file cannot be read, or is invalid.
+        TransientError: A file cannot be read, or is invalid; or the token command failed.
     """
+    if auth.token_command:
+        return {"token": await run_token_command(auth.token_command, clock)}
     if auth.user is not None:
         return {"user": auth.user, "password": resolve_secret("auth.password", auth.password, auth.password_file)}
     if token := resolve_secret("auth.token", auth.token, auth.token_file):
@@ -44,6 +48,8 @@ def configured_credentials(auth: NatsAuthSettings) -> str:
     """Return the names of the settings with the credentials, for error messages; "" if there are none."""
     names = [f"auth.{name} {path}" for name in _FILE_FIELDS if (path := getattr(auth, name))]
     names += [f"auth.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(auth, name) is not None]
+    if auth.token_command:
+        names.append(f"auth.token_command {auth.token_command[0]}")
     return " and ".join(names)
 
 

@@ -90,7 +90,7 @@ class NatsConnection:
             "name": CLIENT_NAME if settings.connection_name is None else settings.connection_name,
             "inbox_prefix": settings.inbox_prefix,
             "tls_handshake_first": settings.tls.handshake_first,
-            **auth.connect_options(settings.auth),
+            **await auth.connect_options(settings.auth, owner.clock),
         }
         if require_tls:
             options["tls"] = tls_context(settings.tls)

@@ -110,6 +110,24 @@ async def test_kafka_sink_accepts_token_file_and_reports_expired_token(kafka: Ka
     assert_names(await publish_error(bootstrap, auth=auth), f"auth.token_file {file}", "No such file or directory")
 
 
+async def test_kafka_sink_accepts_token_of_command(kafka: Kafka, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    auth = {"mechanism": "oauthbearer", "token_command": ["/bin/cat", str(file)]}
+    bootstrap = kafka.bootstrap_for("sasl_plaintext")
+    file.write_text(unsecured_jwt(USER) + "\n")
+    async with open_sink(bootstrap, "command", state_topic="command.state", auth=auth) as sink:
+        await sink.publish([record(1)])
+        await sink.close()
+        file.write_text(SECRET)
+        with raises_naming(TransientError, bootstrap, "auth.token_command /bin/cat"):
+            await sink.publish([record(2)])
+        file.write_text(unsecured_jwt(USER))
+        await publish_until_accepted(sink, [record(2)])
+    assert len(kafka.admin.records("command")) == 2
+    file.unlink()
+    assert_names(await publish_error(bootstrap, auth=auth), bootstrap, "auth.token_command /bin/cat", "No such file")
+
+
 async def test_kafka_sink_reports_auth_unsupported_by_listener(restricted_kafka: Kafka, kafka: Kafka) -> None:
     bootstrap = kafka.bootstrap
     assert_names(await publish_error(bootstrap, auth=auth(password=SECRET)), bootstrap, "auth")

@@ -58,6 +58,13 @@ async def test_nats_sink_authenticates_with_token(nats_factory: NatsFactory, tmp
     await check_publish(peer, auth={"token_file": file(tmp_path, SECRET + "\n")})
     wrong = await publish_error(peer, auth={"token_file": file(tmp_path, WRONG)})
     assert_names(wrong, "Authorization Violation", f"auth.token_file {tmp_path}/secret")
+    command = ["/bin/cat", f"{tmp_path}/secret"]
+    wrong = await publish_error(peer, auth={"token_command": command})
+    assert_names(wrong, "Authorization Violation", "auth.token_command /bin/cat")
+    file(tmp_path, SECRET + "\n")
+    await check_publish(peer, auth={"token_command": command})
+    missing = await publish_error(peer, auth={"token_command": ["/bin/cat", "/nonexistent"]})
+    assert_names(missing, "auth.token_command /bin/cat", "No such file")
     assert_names(await publish_error(peer, auth={"token": WRONG}), "Authorization Violation", "auth.token")
     assert_names(await publish_error(peer), "Authorization Violation", "auth")
 

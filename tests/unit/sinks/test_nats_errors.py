@@ -218,23 +218,23 @@ def test_unsuitable_nats_stream_error_names_setting(config: dict[str, Any], name
 # --- credentials ---
 
 
-def test_nats_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> None:
+async def test_nats_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> None:
     seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
     path = tmp_path / "creds"
     path.write_text(f"x\r\n-----BEGIN NATS USER JWT-----\r\ney.J0\r\n---\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n")
-    options = auth.connect_options(NatsAuthSettings(creds_file=str(path)))
+    options = await auth.connect_options(NatsAuthSettings(creds_file=str(path)), SystemClock())
     assert isinstance(options["user_credentials"], RawCredentials)
     assert str(options["user_credentials"]).splitlines()[1] == "ey.J0"
     assert str(options["user_credentials"]).splitlines()[3] == seed
     path.write_text("no creds")
     with golden.error("nats_errors", "creds file without credentials", TransientError, "auth.creds_file", path):
-        auth.connect_options(NatsAuthSettings(creds_file=str(path)))
+        await auth.connect_options(NatsAuthSettings(creds_file=str(path)), SystemClock())
 
 
-def test_empty_nats_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
+async def test_empty_nats_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "token").write_text("\n")
     with golden.error("nats_errors", "empty token file", TransientError, "auth.token_file", tmp_path / "token"):
-        auth.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")))
+        await auth.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")), SystemClock())
 
 
 def test_nats_credential_settings_are_named_without_secrets() -> None:
