@@ -11,14 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bridge.clock import SystemClock
+from bridge.consumer.nats import NatsReader
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import NatsFactory, StreamReader, retry_until_available, settings
 from tests.integration.target_checks import publish_until_accepted
 from tests.sample_records import control_record, records
 from tests.testbed.install import search_path
+from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT
 from tests.testbed.process import run
 
@@ -60,15 +63,24 @@ async def test_documented_core_nats_permissions_are_sufficient(nats_factory: Nat
     )
 
 
+def nats_commands() -> list[list[str]]:
+    """Return the words of the commands on the page that create a stream: the one for records, and an aggregate."""
+    return [shlex.split(line) for line in re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)]
+
+
+async def run_nats(peer: Nats, arguments: list[str]) -> None:
+    executable = shutil.which("nats", path=search_path("nats")) or "nats"
+    # Three servers have to store the stream.
+    command = [executable, "--server", peer.urls[0], "--timeout", "30s", *arguments]
+    await asyncio.to_thread(run, command, env={"HOME": "/nonexistent"})
+
+
 async def test_documented_nats_command_creates_usable_stream(
     nats_factory: NatsFactory, require: Callable[..., None]
 ) -> None:
     require("nats")
-    executable = shutil.which("nats", path=search_path("nats")) or "nats"
     peer = nats_factory(3)
-    [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
-    nats_command = [executable, "--server", peer.urls[0], "--timeout", "30s"]  # three servers have to store the stream
-    await asyncio.to_thread(run, [*nats_command, *shlex.split(command)], env={"HOME": "/nonexistent"})
+    await run_nats(peer, nats_commands()[0])
     sink = NatsSink(settings(peer, "containers", timeout="5s", stream={"auto_create": False}), SystemClock())
     await publish_until_accepted(sink, records(3))  # if a server has stalled, the others have to elect a leader first
     await sink.close()
@@ -77,3 +89,36 @@ async def test_documented_nats_command_creates_usable_stream(
     config = info.config
     assert config.allow_atomic
     assert (config.num_replicas, config.max_age, config.duplicate_window) == (3, 7 * 86400, 3600)
+
+
+async def test_documented_aggregate_stream_has_records_in_order(
+    nats_factory: NatsFactory, require: Callable[..., None]
+) -> None:
+    require("nats")
+    peer = nats_factory()
+    published: dict[str, list[bytes]] = {}
+    sinks = {zone: NatsSink(settings(peer, f"containers.zone-{zone}"), SystemClock()) for zone in "ab"}
+    for number in range(3):
+        for zone, sink in sinks.items():
+            batch = records(100, first_sequence=1 + number * 100, host=f"node-{zone}")
+            await sink.publish(batch)
+            published.setdefault(f"node-{zone}", []).extend(each.data for each in batch)
+        if number == 0:
+            arguments = nats_commands()[1]
+            arguments[arguments.index("--replicas") + 1] = "1"
+            await run_nats(peer, arguments)
+    for sink in sinks.values():
+        await sink.close()
+    async with StreamReader(peer) as stream_reader:
+        assert await stream_reader.wait_count(600, "CONTAINERS") == 600
+    reader = NatsReader(
+        settings(peer, "containers", stream={"name": "CONTAINERS"}),
+        SystemClock(),
+        start_position="beginning",
+        follow=False,
+    )
+    read: dict[str, list[bytes]] = {}
+    async for messages in reader.batches():
+        for message in messages:
+            read.setdefault(msgspec.json.decode(message.data)["host"], []).append(message.data)
+    assert read == published
