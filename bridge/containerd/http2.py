@@ -46,10 +46,10 @@ _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 6, 7, 8, 9
 _ACK = _END_STREAM = 0x1
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_CONCURRENT_STREAMS = 1, 2, 3
-_INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = 4, 5, 6
+_INITIAL_WINDOW_SIZE, _MAX_HEADER_LIST_SIZE = 4, 6
 _FRAME_HEADER = Struct(">HBBBI")  # length (three bytes), type, flags, stream
 _FRAME_HEADER_BYTES = 9
-_MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which is not raised
+_MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which neither side raises
 _MAX_HEADER_BYTES = 64 * 1024  # of a header block, encoded or decoded
 _MAX_HEADER_FRAMES = 64
 _MAX_CACHED_BLOCK_BYTES = 1024
@@ -159,7 +159,6 @@ class GrpcProtocol:
         self._settings_received = False
         self._max_calls = _CALLS_BEFORE_SETTINGS
         self._initial_window = self._window = _DEFAULT_WINDOW_BYTES
-        self._max_frame_bytes = _MAX_FRAME_BYTES
         self._unread = b""  # the beginning of a frame
         self._block: _HeaderBlock | None = None
         self._unacknowledged: dict[int, int] = {}  # bytes received by stream; 0 is the connection
@@ -209,6 +208,7 @@ class GrpcProtocol:
             self._send_frame(_GOAWAY, payload=_NUMBER.pack(0) + _NUMBER.pack(_ErrorCode.PROTOCOL_ERROR))
             self.end(Status(StatusCode.INTERNAL, f"invalid HTTP/2 data: {error}"))
         else:
+            self._send_bodies()
             self._advance()
 
     def data_to_send(self) -> bytes:
@@ -230,9 +230,7 @@ class GrpcProtocol:
     # --- requests ---
 
     def _advance(self) -> None:
-        """Send what the peer's limits allow."""
-        for stream_id in list(self._bodies):
-            self._send_body(stream_id)
+        """Send the calls that the peer's limits allow."""
         while self._queue and len(self._calls) < self._max_calls:
             if self._next_stream_id > _MAX_NUMBER:
                 self.end(Status(StatusCode.UNAVAILABLE, "cannot continue the HTTP/2 connection: no stream is left"))
@@ -250,10 +248,16 @@ class GrpcProtocol:
         self._bodies[stream_id] = _Body(body, self._initial_window)
         self._send_body(stream_id)
 
+    def _send_bodies(self) -> None:
+        """Continue after the peer has sent something, which may have extended windows."""
+        if self._window > 0:
+            for stream_id in list(self._bodies):
+                self._send_body(stream_id)
+
     def _send_body(self, stream_id: int) -> None:
         body = self._bodies[stream_id]
         while body.unsent:
-            size = min(len(body.unsent), self._window, body.window, self._max_frame_bytes)
+            size = min(len(body.unsent), self._window, body.window, _MAX_FRAME_BYTES)
             if size <= 0:
                 return
             part, body.unsent = body.unsent[:size], body.unsent[size:]
@@ -327,9 +331,8 @@ class GrpcProtocol:
         settings = dict(_SETTING.iter_unpack(payload))
         before, self._settings_received = self._settings_received, True
         self._max_calls = settings.get(_MAX_CONCURRENT_STREAMS, self._max_calls if before else _MAX_NUMBER)
-        self._max_frame_bytes = settings.get(_MAX_FRAME_SIZE, self._max_frame_bytes)
         initial_window = settings.get(_INITIAL_WINDOW_SIZE, self._initial_window)
-        if initial_window > _MAX_NUMBER or self._max_frame_bytes < _MAX_FRAME_BYTES:
+        if initial_window > _MAX_NUMBER:
             raise _ProtocolError("invalid SETTINGS frame")
         for body in self._bodies.values():
             body.window += initial_window - self._initial_window

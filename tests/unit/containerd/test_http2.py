@@ -136,6 +136,30 @@ class TestRequests:
         protocol.receive(window_update(0, MIB))
         assert sum(len(each.payload) for each in sent_frames(protocol, DATA)) == 2 * 40_005 - 65_535
 
+    def test_starts_do_not_look_at_requests_that_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Thousands of calls start at once, and the window of the connection is enough for some hundreds."""
+        looks: list[int] = []
+        send_body = GrpcProtocol._send_body
+
+        def look(protocol: GrpcProtocol, stream_id: int) -> None:
+            looks.append(stream_id)
+            send_body(protocol, stream_id)
+
+        monkeypatch.setattr(GrpcProtocol, "_send_body", look)
+        protocol, _ = started(1_000, b"x" * 1_000)
+        assert len(looks) == 1_000
+        protocol.receive(frame(PING, payload=b"12345678"))
+        assert len(looks) == 1_000, "no window was extended"
+        protocol.receive(window_update(0, 10 * MIB))
+        assert protocol._bodies == {}
+
+    def test_data_frames_are_small_for_peer_that_allows_more(self) -> None:
+        protocol, _ = started(1, b"x" * 100_000, settings(max_frame_size=2**32 - 1, initial_window_size=2**31 - 1))
+        protocol.receive(window_update(0, MIB))
+        parts = sent_frames(protocol, DATA)
+        assert b"".join(each.payload for each in parts) == message(b"x" * 100_000)
+        assert max(len(each.payload) for each in parts) == 16_384
+
     def test_calls_wait_for_limit_of_peer(self) -> None:
         protocol = GrpcProtocol()
         protocol.receive(settings(max_concurrent_streams=2))
