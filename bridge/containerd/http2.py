@@ -596,7 +596,10 @@ class GrpcConnection:
 
 @lru_cache(maxsize=64)  # a method is called with few different metadata
 def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the header block of a request, which is smaller than a frame."""
+    """Return the header block of a request, which is smaller than a frame.
+
+    It begins with an update of the table's size to 0, because a peer may require less than the initial size.
+    """
     headers = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -606,7 +609,9 @@ def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes
         ("te", "trailers"),
         *metadata,
     ]
-    return bytes(Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in headers]))
+    encoder = Encoder()
+    encoder.header_table_size = 0
+    return bytes(encoder.encode([NeverIndexedHeaderTuple(name, value) for name, value in headers]))
 
 
 def _decode_headers(block: bytes) -> Mapping[bytes, bytes]:

@@ -120,6 +120,13 @@ class TestRequests:
         }
         assert body == (DATA, END_STREAM, 1, message(b"request"))
 
+    def test_request_has_headers_for_peer_without_dynamic_table(self) -> None:
+        protocol, _ = started(2)
+        peer = Decoder()
+        peer.max_allowed_table_size = 0
+        for each in sent_frames(protocol, HEADERS):
+            assert peer_side.decode_block(each.payload, peer)[":path"] == "/service/Method"
+
     def test_request_waits_for_flow_control_of_call(self) -> None:
         protocol = GrpcProtocol()
         protocol.receive(settings(initial_window_size=5))
