@@ -150,7 +150,7 @@ class GrpcProtocol:
     def __init__(self) -> None:
         self.ended: Status | None = None
         self._calls: dict[int, Call] = {}  # by stream, those whose headers were sent
-        self._responding: dict[int, Call] = {}  # by stream, those whose response has begun
+        self._responding: dict[int, Call] = {}  # by stream, those whose response has begun and not ended
         self._queue: deque[_Request] = deque()  # beyond the number of concurrent calls that the peer allows
         self._bodies: dict[int, _Body] = {}  # by stream, those that are not sent yet
         self._next_stream_id = 1
@@ -289,10 +289,13 @@ class GrpcProtocol:
             if stream_id in self._calls:
                 raise _ProtocolError("data before the headers of a response")
             return  # late, after the call was reset
-        self._acknowledge(stream_id, len(payload))
+        if flags & _END_STREAM:
+            del self._responding[stream_id]
+        else:
+            self._acknowledge(stream_id, len(payload))
         self._receive_body(call, _without_padding(payload) if flags & _PADDED else payload)
-        if flags & _END_STREAM and stream_id in self._responding:
-            self._end_call(call, Status(StatusCode.INTERNAL, "the response ended without a status"))
+        if flags & _END_STREAM:
+            self._finish(call, Status(StatusCode.INTERNAL, "the response ended without a status"))
 
     def _receive_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._require_opened(stream_id)
@@ -388,16 +391,19 @@ class GrpcProtocol:
             raise _ProtocolError("unexpected headers")
         if http_status.startswith(b"1") and not block.ends_stream:
             return  # informational
-        if http_status != b"200":
-            self._reject(call, Status(StatusCode.UNKNOWN, f"HTTP status {_text(http_status)}"))
-        elif not block.ends_stream:
+        if block.ends_stream:
+            self._responding.pop(block.stream_id, None)
+        else:
             self._responding[block.stream_id] = call
+        if http_status != b"200":
+            self._finish(call, Status(StatusCode.UNKNOWN, f"HTTP status {_text(http_status)}"))
+        elif not block.ends_stream:
             call.receive_metadata([(_text(name), _text(value)) for name, value in headers.items()])
         elif call.partial:
-            self._end_call(call, Status(StatusCode.INTERNAL, "the response ended within a message"))
+            self._finish(call, Status(StatusCode.INTERNAL, "the response ended within a message"))
         else:
             code = _STATUS_CODES.get(headers.get(b"grpc-status", b""), StatusCode.UNKNOWN)
-            self._end_call(call, Status(code, _text(unquote_to_bytes(headers.get(b"grpc-message", b"")))))
+            self._finish(call, Status(code, _text(unquote_to_bytes(headers.get(b"grpc-message", b"")))))
 
     def _receive_body(self, call: Call, data: bytes) -> None:
         buffer: bytes | bytearray = data
@@ -408,7 +414,7 @@ class GrpcProtocol:
         while len(buffer) - position >= _MESSAGE_PREFIX.size:
             compressed, size = _MESSAGE_PREFIX.unpack_from(buffer, position)
             if compressed or size > MAX_MESSAGE_BYTES:
-                self._reject(call, _unacceptable_message(compressed, size))
+                self._finish(call, _unacceptable_message(compressed, size))
                 return
             end = position + _MESSAGE_PREFIX.size + size
             if end > len(buffer):
@@ -431,9 +437,10 @@ class GrpcProtocol:
             total = 0
         self._unacknowledged[stream_id] = total
 
-    def _reject(self, call: Call, status: Status) -> None:
-        """End a call whose response is useless."""
-        self._send_frame(_RST_STREAM, 0, call.stream_id, _NUMBER.pack(_ErrorCode.CANCEL))
+    def _finish(self, call: Call, status: Status) -> None:
+        """End a call, and reset its stream unless both sides have ended it."""
+        if call.stream_id in self._responding or call.stream_id in self._bodies:
+            self._send_frame(_RST_STREAM, 0, call.stream_id, _NUMBER.pack(_ErrorCode.CANCEL))
         self._end_call(call, status)
 
     def _end_call(self, call: Call, status: Status) -> None:
@@ -625,7 +632,7 @@ def _decode(block: bytes) -> Mapping[bytes, bytes]:
     try:
         return dict(decoder.decode(block, raw=True))
     except HPACKError as error:
-        raise _ProtocolError(f"invalid headers: {error or type(error).__name__}") from error
+        raise _ProtocolError(f"invalid headers: {type(error).__name__}") from error  # the text may have an address
 
 
 _decode_cached = lru_cache(maxsize=256)(_decode)

@@ -312,6 +312,28 @@ class TestStatuses:
         assert call.statuses == [Status(StatusCode.UNKNOWN, "HTTP status 404")]
         assert [each.stream for each in sent_frames(protocol, RST_STREAM)] == [1]
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            trailers_only(http_status="404"),
+            response_headers() + trailers(),
+            response_headers() + data(message(b"a", compressed=True), end=True),
+            response_headers() + data(b"", end=True),
+            reset(1, 8),
+        ],
+    )
+    def test_only_streams_with_unsent_request_are_reset_after_end(self, content: bytes) -> None:
+        protocol, (call,) = started()
+        protocol.receive(content)
+        assert sent_frames(protocol, RST_STREAM) == []
+        waiting, (other,) = started(first=settings(initial_window_size=5))
+        waiting.receive(content)
+        resets = [] if content == reset(1, 8) else [1]
+        assert [each.stream for each in sent_frames(waiting, RST_STREAM)] == resets
+        assert other.statuses == call.statuses
+        waiting.receive(window_update(1, 100))
+        assert sent_frames(waiting, DATA) == []
+
     def test_data_after_reset_are_ignored(self) -> None:
         protocol, (call,) = started()
         protocol.receive(response_headers() + data(message(b"a", compressed=True)))
@@ -353,6 +375,11 @@ class TestStatuses:
         late = RecordedCall()
         protocol.start(late, "/service/Method", b"")
         assert late.statuses == call.statuses
+
+    @pytest.mark.parametrize("content", [b"\x1f\xff", b"\x00\xff\xff\xff\xff\xff\xff\xff\xff"])
+    def test_error_of_invalid_headers_has_fixed_text(self, content: bytes) -> None:
+        call = responded(frame(HEADERS, END_HEADERS, 1, content))
+        assert call.statuses[0].details == "invalid HTTP/2 data: invalid headers: HPACKDecodingError"
 
     def test_goaway_lets_accepted_calls_complete(self) -> None:
         protocol, (accepted, rejected) = started(2)
