@@ -4,8 +4,8 @@ gRPC's library drops messages that it has received as soon as the connection end
 30 KiB. Here, everything that the socket holds is passed on before a call ends, and a call is one small object.
 
 ``GrpcProtocol`` does no I/O: python-hyper's h2 encodes and checks HTTP/2, and this module adds gRPC's messages and
-statuses. DATA frames in the middle of a response bypass h2: there is one for each event, and h2 would take several
-times as long for it as everything else here. ``GrpcConnection`` is the socket.
+statuses. Frames of which there are thousands bypass h2, which would take several times as long for them as everything
+else here: DATA frames in the middle of a response, one for each event, and requests. ``GrpcConnection`` is the socket.
 
 Invariants:
 - Every call ends with exactly one ``Call.end``, at the latest when the connection ends, even if the peer sends garbage.
@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -27,10 +28,12 @@ from urllib.parse import unquote_to_bytes
 from grpc import StatusCode
 from h2 import events
 from h2.config import H2Configuration
-from h2.connection import H2Connection
+from h2.connection import AllowedStreamIDs, ConnectionInputs, H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import FrameTooLargeError, H2Error, StreamClosedError
 from h2.settings import SettingCodes, Settings
+from h2.stream import StreamInputs
+from hpack import Encoder
 
 from bridge.containerd.methods import MAX_LIST_BYTES as MAX_MESSAGE_BYTES
 
@@ -44,7 +47,9 @@ _CALLS_BEFORE_SETTINGS = 1  # until the peer has sent its limit
 
 _FRAME_HEADER_BYTES = 9
 _MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which is not raised
-_DATA, _GOAWAY, _WINDOW_UPDATE = 0, 7, 8
+_DATA, _HEADERS, _GOAWAY, _WINDOW_UPDATE = 0, 1, 7, 8
+_END_STREAM, _END_HEADERS = 1, 4
+_FRAME_HEADER = Struct(">HBBBI")  # length (three bytes), type, flags, stream
 _STREAM_ID = Struct(">I")
 _WINDOW_UPDATE_FRAME = Struct(">HBBBII")  # length (three bytes), type, flags, stream, increment
 _MAX_STREAM_ID = 2**31 - 1
@@ -113,12 +118,29 @@ class _H2Connection(H2Connection):
         self.initiate_connection()
         self.increment_flow_control_window(WINDOW_BYTES - self.inbound_flow_control_window)
 
-    @property
-    def open_outbound_streams(self) -> int:
-        """The number of open streams. h2 counts them, and removes the closed ones, whenever it opens another one."""
+    def send_request(self, headers: bytes, body: bytes) -> tuple[int, bytes]:
+        """Open a stream with encoded headers, and send the body; return the stream and what remains of the body.
+
+        This does what ``send_headers`` and ``send_data`` do. A body that does not fit into one frame and the peer's
+        window remains.
+        """
         if len(self.streams) > 2 * len(self._calls) + 100:
-            return super().open_outbound_streams
-        return len(self._calls)
+            self._open_streams(1)  # removes the closed ones
+        stream_id = self.get_next_available_stream_id()
+        self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+        stream = self._begin_new_stream(stream_id, AllowedStreamIDs.ODD)
+        stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
+        if self.encoder.table_size_changes:  # the peer has changed the size; the table is not used, but it must be told
+            headers = self.encoder.encode(()) + headers
+        self._data_to_send += _frame(_HEADERS, _END_HEADERS, stream_id, headers)
+        size = len(body)
+        if size > min(self.local_flow_control_window(stream_id), self.max_outbound_frame_size):
+            return stream_id, body
+        stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+        stream.outbound_flow_control_window -= size
+        self.outbound_flow_control_window -= size
+        self._data_to_send += _frame(_DATA, _END_STREAM, stream_id, body)
+        return stream_id, b""
 
 
 class GrpcProtocol:
@@ -198,6 +220,8 @@ class GrpcProtocol:
         """Send what the peer's limits allow."""
         try:
             for stream_id in list(self._bodies):
+                if self._h2.outbound_flow_control_window <= 0:  # of all streams together
+                    break
                 self._send_body(stream_id)
             while self._queue and len(self._calls) < self._max_calls:
                 self._send(self._queue.popleft())
@@ -211,20 +235,13 @@ class GrpcProtocol:
         return self._h2.remote_settings.max_concurrent_streams if self._settings_received else _CALLS_BEFORE_SETTINGS
 
     def _send(self, request: _Request) -> None:
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", request.method),
-            (":authority", "localhost"),
-            ("content-type", "application/grpc"),
-            ("te", "trailers"),
-            *request.metadata,
-        ]
-        stream_id = request.call.stream_id = self._h2.get_next_available_stream_id()
-        self._h2.send_headers(stream_id, headers)
+        body = _MESSAGE_PREFIX.pack(0, len(request.message)) + request.message
+        stream_id, rest = self._h2.send_request(_encode_headers(request.method, tuple(request.metadata)), body)
+        request.call.stream_id = stream_id
         self._calls[stream_id] = request.call
-        self._bodies[stream_id] = _MESSAGE_PREFIX.pack(0, len(request.message)) + request.message
-        self._send_body(stream_id)
+        if rest:
+            self._bodies[stream_id] = rest
+            self._send_body(stream_id)
 
     def _send_body(self, stream_id: int) -> None:
         body = self._bodies.pop(stream_id)
@@ -474,6 +491,25 @@ class GrpcConnection:
                 self._loop.add_writer(self._socket.fileno(), self._write)
             else:
                 self._loop.remove_writer(self._socket.fileno())
+
+
+@lru_cache(maxsize=256)
+def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes:
+    """Return the headers of a request without HPACK's dynamic table, so that they are the same for each request."""
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        *metadata,
+    ]
+    return Encoder().encode([(name, value, True) for name, value in headers])
+
+
+def _frame(type_: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    return _FRAME_HEADER.pack(len(payload) >> 8, len(payload) & 0xFF, type_, flags, stream_id) + payload
 
 
 def _frame_end(data: bytes, position: int) -> int:

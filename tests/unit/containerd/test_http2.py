@@ -120,6 +120,21 @@ class TestRequests:
         }
         assert body == (DATA, END_STREAM, 1, message(b"request"))
 
+    def test_requests_follow_peers_header_table_size(self) -> None:
+        protocol, _ = started(2, first=settings(header_table_size=0))
+        decoder = Decoder()
+        decoder.max_allowed_table_size = 0  # from here on, the decoder refuses a block that does not confirm it
+        blocks = [peer_side.decode_block(each.payload, decoder) for each in sent_frames(protocol, HEADERS)]
+        assert [each[":path"] for each in blocks] == ["/service/Method"] * 2
+
+    def test_headers_of_request_depend_on_no_other_request(self) -> None:
+        protocol = GrpcProtocol()
+        protocol.receive(settings())
+        for value in ("one", "two", "one"):
+            protocol.start(RecordedCall(), "/service/Method", b"", (("key", value),))
+        blocks = [peer_side.decode_block(each.payload, Decoder()) for each in sent_frames(protocol, HEADERS)]
+        assert [each["key"] for each in blocks] == ["one", "two", "one"]
+
     def test_request_waits_for_flow_control_of_call(self) -> None:
         protocol = GrpcProtocol()
         protocol.receive(settings(initial_window_size=5))
@@ -135,6 +150,14 @@ class TestRequests:
         assert sum(len(each.payload) for each in sent_frames(protocol, DATA)) == 65_535
         protocol.receive(window_update(0, MIB))
         assert sum(len(each.payload) for each in sent_frames(protocol, DATA)) == 2 * 40_005 - 65_535
+
+    def test_thousands_of_requests_wait_for_connection(self) -> None:
+        protocol, _ = started(3_000, b"x" * 95)
+        sent = sent_frames(protocol, DATA)
+        assert sum(len(each.payload) for each in sent) == 65_535
+        protocol.receive(window_update(0, MIB))
+        sent += sent_frames(protocol, DATA)
+        assert [each.stream for each in sent if each.flags & END_STREAM] == list(range(1, 6_000, 2))
 
     def test_calls_wait_for_limit_of_peer(self) -> None:
         protocol = GrpcProtocol()
