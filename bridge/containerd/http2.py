@@ -130,7 +130,7 @@ class _H2Connection(H2Connection):
         self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
         stream = self._begin_new_stream(stream_id, AllowedStreamIDs.ODD)
         stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
-        if self.encoder.table_size_changes:  # the peer has changed the size; the table is not used, but it must be told
+        if self.encoder.table_size_changes:  # a block has to confirm the peer's size, although the table is not used
             headers = self.encoder.encode(()) + headers
         self._data_to_send += _frame(_HEADERS, _END_HEADERS, stream_id, headers)
         size = len(body)

@@ -30,8 +30,8 @@ def draw(results: Results, path: Path) -> None:
     measured = [each.work for each in results.results]
     loads = [load for load in (FLOOD, EVEN, BURSTS) if load in measured]
     figure = Figure(figsize=(11, 1 + 1.8 * len(loads)), layout="constrained")
-    rows = figure.subplots(len(loads), 2, squeeze=False, sharex="col")
-    for load, (cpu, latency) in zip(loads, rows, strict=True):
+    grid = figure.subplots(len(loads), 2, squeeze=False, sharex="col")
+    for load, (cpu, latency) in zip(loads, grid, strict=True):
         pipelines = list(dict.fromkeys(each.pipeline for each in results.results if each.work == load))
         for axes in (cpu, latency):
             axes.set_yticks(range(len(pipelines)), pipelines)
@@ -46,14 +46,14 @@ def draw(results: Results, path: Path) -> None:
             _draw_cpu(cpu, position, results.values(load, pipeline, _CPU), color)
             for quantity, (marker, alignment) in _MARKERS.items():
                 _draw_latency(latency, position, results.values(load, pipeline, quantity), color, marker, alignment)
-    rows[-1][0].margins(x=0.1)
-    rows[-1][0].set_xlabel("CPU per event (us)")
-    rows[-1][1].set_xlabel("time from event to append (ms)")
-    rows[-1][1].set_xscale("log")
-    rows[-1][1].xaxis.set_major_formatter(lambda value, _: number(value))
+    grid[-1][0].margins(x=0.1)
+    grid[-1][0].set_xlabel("CPU per event (us)")
+    grid[-1][1].set_xlabel("time from event to append (ms)")
+    grid[-1][1].set_xscale("log")
+    grid[-1][1].xaxis.set_major_formatter(lambda value, _: number(value))
     names = [Line2D([], [], color=_RANGE_COLOR, marker=marker, linestyle="") for marker, _ in _MARKERS.values()]
     labels = [quantity.removesuffix(" (ms)") for quantity in _MARKERS]
-    rows[0][1].legend(names, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), frameon=False)
+    grid[0][1].legend(names, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(labels), frameon=False)
     figure.suptitle("medians; the lines are the ranges of all rounds", fontsize="medium")
     figure.savefig(path, dpi=110)
 

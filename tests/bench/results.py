@@ -92,15 +92,15 @@ class Goal:
     unit: str = ""
     at_least: bool = False
 
-    def row(self, median: Median) -> str:
-        """Return a row of the table."""
+    def line(self, median: Median) -> str:
+        """Return a line of the table."""
         bound = f"{'≥' if self.at_least else '≤'} {number(self.bound)} {self.unit}".rstrip()
         try:
             value = self.measured(median)
         except (KeyError, ZeroDivisionError):
-            return _row(self.text, bound, "not measured", "")
+            return _line(self.text, bound, "not measured", "")
         reached = value >= self.bound if self.at_least else value <= self.bound
-        return _row(self.text, bound, f"{number(value)} {self.unit}".rstrip(), "yes" if reached else "no")
+        return _line(self.text, bound, f"{number(value)} {self.unit}".rstrip(), "yes" if reached else "no")
 
 
 def _of(work: str, quantity: str) -> Callable[[Median], float]:
@@ -164,14 +164,14 @@ def _lines(results: Results) -> Iterator[str]:
         yield f"\n![CPU per event and latencies of the pipelines]({PICTURE.name})"
     yield from ("", "| goal (medians) | bound | measured | reached |", "|---|---|---|---|")
     medians = {result[:3]: statistics.median(result.values) for result in results.results}
-    yield from (goal.row(lambda *key: medians[key]) for goal in GOALS)
-    for quantities, rows in groupby(_rows(results), key=lambda row: tuple(row[2])):
-        yield from ("", _row("work", "pipeline", *quantities), "|---|---|" + "---|" * len(quantities))
-        for work, pipeline, values in rows:
-            yield _row(work, pipeline, *map(_cell, values.values()))
+    yield from (goal.line(lambda *key: medians[key]) for goal in GOALS)
+    for quantities, group in groupby(_measured(results), key=lambda line: tuple(line[2])):
+        yield from ("", _line("work", "pipeline", *quantities), "|---|---|" + "---|" * len(quantities))
+        for work, pipeline, values in group:
+            yield _line(work, pipeline, *map(_cell, values.values()))
 
 
-def _rows(results: Results) -> Iterator[tuple[str, str, dict[str, Sequence[float]]]]:
+def _measured(results: Results) -> Iterator[tuple[str, str, dict[str, Sequence[float]]]]:
     """Yield work, pipeline and values by quantity."""
     for (work, pipeline), group in groupby(results.results, key=lambda result: result[:2]):
         yield work, pipeline, {result.quantity: result.values for result in group}
@@ -182,5 +182,5 @@ def _cell(values: Sequence[float]) -> str:
     return median if low == high else f"{median} ({low} to {high})"
 
 
-def _row(*cells: str) -> str:
+def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |".replace(KCAT, KCAT.replace("|", r"\|"))

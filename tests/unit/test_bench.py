@@ -73,7 +73,7 @@ def test_numbers_have_few_digits(value: float, text: str) -> None:
 def test_goal_is_bound_of_median(bound: float, at_least: bool, reached: str) -> None:
     goal = Goal("what", bound, lambda median: median("work", "pipeline", "quantity"), "s", at_least=at_least)
     sign = "≥" if at_least else "≤"
-    assert goal.row(lambda *_: 5) == f"| what | {sign} {bound} s | 5 s | {reached} |"
+    assert goal.line(lambda *_: 5) == f"| what | {sign} {bound} s | 5 s | {reached} |"
 
 
 def test_goal_compares_with_shell_pipeline(page: Path) -> None:
@@ -116,7 +116,7 @@ def test_page_keeps_text_around_results(page: Path) -> None:
     assert before.partition("<!-- end of the")[2] == after.partition("<!-- end of the")[2]
 
 
-def test_page_without_markers_is_refused(page: Path) -> None:
+def test_page_without_markers_is_rejected(page: Path) -> None:
     page.write_text("# Performance\n")
     with pytest.raises(ValueError, match="has no place for the results"):
         write_page(make_results(), page)

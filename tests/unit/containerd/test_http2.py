@@ -123,7 +123,7 @@ class TestRequests:
     def test_requests_follow_peers_header_table_size(self) -> None:
         protocol, _ = started(2, first=settings(header_table_size=0))
         decoder = Decoder()
-        decoder.max_allowed_table_size = 0  # from here on, the decoder refuses a block that does not confirm it
+        decoder.max_allowed_table_size = 0  # a block that does not confirm it is an error now
         blocks = [peer_side.decode_block(each.payload, decoder) for each in sent_frames(protocol, HEADERS)]
         assert [each[":path"] for each in blocks] == ["/service/Method"] * 2
 
