@@ -83,8 +83,8 @@ def _is_included(globs: tuple[tuple[str, ...], tuple[str, ...]], *values: str) -
     return _matches_any(include, *values) and not _matches_any(exclude, *values)
 
 
-def _matches_any(globs: Iterable[str], *values: str) -> bool:
-    return any(fnmatchcase(value, glob) for glob in globs for value in values)
+def _matches_any(globs: tuple[str, ...], *values: str) -> bool:
+    return "*" in globs or any(fnmatchcase(value, glob) for glob in globs for value in values)
 
 
 def _parse_selector(text: str) -> tuple[str, str]:
