@@ -56,7 +56,8 @@ class CheckpointHeader(Struct, frozen=True):
     """Header of the checkpoint: the source, boot and filters under which its containers were watched.
 
     ``filter_fingerprint`` identifies the filters of namespaces, containers and labels, ``selection_fingerprint`` those
-    of namespaces and containers ("": not known). ``unsynced_namespaces`` and ``exits_synced``: see ``Tracker``.
+    of namespaces and containers ("": not known, or changed and not applied yet). ``unsynced_namespaces`` and
+    ``exits_synced``: see ``Tracker``.
     """
 
     host: str
