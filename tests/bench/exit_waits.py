@@ -21,19 +21,22 @@ from tests.bench.usage import resident_bytes
 SETTLE_SECONDS = 10.0  # until all calls are pending
 
 
-async def measure(path: str, waits: int) -> float:
-    """Return the KiB of one wait."""
+async def measure(path: str, node: int, waits: int) -> float:
+    """Return the KiB of one wait, in this process without its child ``node``."""
+
+    def memory() -> int:
+        gc.collect()
+        return resident_bytes([os.getpid()]) - resident_bytes([node])
+
     async with ContainerdClient(path, LabelRules.keep_all()) as client:
         await client.engine()
         exit_waits = ExitWaits(client.wait_calls(), SystemClock(), lambda *_: None, lambda *_: False)
         tasks = keys(waits)
-        gc.collect()
-        before = resident_bytes([os.getpid()])
+        before = memory()
         for pid, key in enumerate(tasks, 1):
             exit_waits.add(key, pid)
         await asyncio.sleep(SETTLE_SECONDS)
-        gc.collect()
-        growth = resident_bytes([os.getpid()]) - before
+        growth = memory() - before
         exit_waits.close()
     return growth / 1024 / waits
 
@@ -45,8 +48,8 @@ def main() -> None:
     waits = parser.parse_args().waits
     with tempfile.TemporaryDirectory(prefix="whalebridge-") as directory:
         path = f"{directory}/c.sock"
-        with simulated_node(path, waits):
-            print(f"{asyncio.run(measure(path, waits)):.2f} KiB for each of {waits} waits")
+        with simulated_node(path, waits) as node:
+            print(f"{asyncio.run(measure(path, node, waits)):.2f} KiB for each of {waits} waits")
 
 
 if __name__ == "__main__":
