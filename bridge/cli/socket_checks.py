@@ -1,4 +1,4 @@
-"""The well-known sockets of containerd, and checks of a socket before any call to it."""
+"""Where sockets of containerd are, and checks of a socket before any call to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,48 @@ WELL_KNOWN_SOCKETS = {
     "/run/k0s/containerd.sock": "containerd of k0s",
     "/run/host-containerd/containerd.sock": "containerd of Bottlerocket's host containers",
 }
+USER_DIRECTORIES = Path("/run/user")
+"""The directories of logged-in users, each named by the user's id and readable for that user only."""
+
+_MAX_PID_LENGTH = 32  # bytes
 _ROOT_EQUIVALENT = "access to it is equivalent to root (SECURITY.md)"
+
+
+class KnownSocket(NamedTuple):
+    """Whose socket it is, and how to watch its containerd if the path is not enough."""
+
+    owner: str
+    hint: str = ""
+
+
+def known_sockets() -> dict[str, KnownSocket]:
+    """Return the well-known sockets, and those of rootless containerds that this process can see, by path.
+
+    RootlessKit gives containerd a mount namespace of its own, and writes the id of its first process there to the file
+    ``child_pid``. nerdctl's ``containerd-rootless.sh`` also makes the socket available outside of that namespace.
+    """
+    sockets = {path: KnownSocket(owner) for path, owner in WELL_KNOWN_SOCKETS.items()}
+    for state in sorted(USER_DIRECTORIES.glob("*/containerd-rootless")):
+        uid = state.parent.stat().st_uid
+        user = _user_name(uid)
+        owner = f"rootless containerd of {user}"
+        sockets[f"{state.parent}/containerd/containerd.sock"] = KnownSocket(owner)
+        if pid := _read_child_pid(state / "child_pid", uid):
+            command = f"nsenter -U --preserve-credentials -m -t $(cat {state}/child_pid) whalebridge run"
+            path = f"/proc/{pid}/root/run/containerd/containerd.sock"
+            sockets[path] = KnownSocket(owner, f"to watch it, run as {user}: {command}")
+    return sockets
+
+
+def _read_child_pid(path: Path, uid: int) -> int | None:
+    """Return the process id in a file that a user has written; None if it is not a process of that user."""
+    try:
+        # The user may have put anything in its place: a FIFO does not block, and a link is not followed.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            pid = int(file.read(_MAX_PID_LENGTH))
+        return pid if os.stat(f"/proc/{pid}").st_uid == uid else None
+    except (OSError, ValueError):  # the containerd is not running, and its socket says so
+        return None
 
 
 class SocketInfo(NamedTuple):
@@ -30,15 +71,18 @@ class SocketInfo(NamedTuple):
     identity: tuple[int, int] | None = None
 
 
-def inspect_socket(path: str, *, required: bool, root: Path = Path("/")) -> SocketInfo:
+def inspect_socket(
+    path: str, *, required: bool, known: KnownSocket | None = None, root: Path = Path("/")
+) -> SocketInfo:
     """Check whether a path is a socket that accepts connections from this process.
 
     Args:
         path: The path of the socket.
         required: Whether a missing socket is an error.
+        known: What ``known_sockets`` has for the path.
         root: The directory that contains ``/sys`` and ``/proc``.
     """
-    owner = f" ({WELL_KNOWN_SOCKETS[path]})" if path in WELL_KNOWN_SOCKETS else ""
+    owner = f" ({known.owner})" if known else ""
     try:
         file_stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -53,7 +97,9 @@ def inspect_socket(path: str, *, required: bool, root: Path = Path("/")) -> Sock
         return SocketInfo([CheckResult("error", path, text, "use the path of containerd's socket", FAILED)])
     if _is_denied(path):
         return SocketInfo([_permission_denied(path, file_stat, root)])
-    results = [CheckResult("ok", path, f"socket{owner}, {_format_mode(file_stat)}, accessible")]
+    results = [
+        CheckResult("ok", path, f"socket{owner}, {_format_mode(file_stat)}, accessible", known.hint if known else "")
+    ]
     if file_stat.st_mode & stat.S_IWOTH:
         results.append(CheckResult("warning", path, f"world-writable; {_ROOT_EQUIVALENT}", "run chmod o-rwx"))
     return SocketInfo(results, (file_stat.st_dev, file_stat.st_ino))

@@ -46,14 +46,13 @@ _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 6, 7, 8, 9
 _ACK = _END_STREAM = 0x1
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 _HEADER_TABLE_SIZE, _ENABLE_PUSH, _MAX_CONCURRENT_STREAMS = 1, 2, 3
-_INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE, _MAX_HEADER_LIST_SIZE = 4, 5, 6
+_INITIAL_WINDOW_SIZE, _MAX_HEADER_LIST_SIZE = 4, 6
 _FRAME_HEADER = Struct(">HBBBI")  # length (three bytes), type, flags, stream
 _FRAME_HEADER_BYTES = 9
-_MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which is not raised
+_MAX_FRAME_BYTES = 16 * 1024  # HTTP/2's initial limit, which neither side raises
 _MAX_HEADER_BYTES = 64 * 1024  # of a header block, encoded or decoded
 _MAX_HEADER_FRAMES = 64
 _MAX_CACHED_BLOCK_BYTES = 1024
-_NO_TABLE = b"\x20"  # at the beginning of a block: the size of the dynamic table is 0, which each peer allows
 _PRIORITY_BYTES = 5
 _PING_BYTES = 8
 _NUMBER = Struct(">I")
@@ -151,7 +150,7 @@ class GrpcProtocol:
     def __init__(self) -> None:
         self.ended: Status | None = None
         self._calls: dict[int, Call] = {}  # by stream, those whose headers were sent
-        self._responding: dict[int, Call] = {}  # by stream, those whose response has begun
+        self._responding: dict[int, Call] = {}  # by stream, those whose response has begun and not ended
         self._queue: deque[_Request] = deque()  # beyond the number of concurrent calls that the peer allows
         self._bodies: dict[int, _Body] = {}  # by stream, those that are not sent yet
         self._next_stream_id = 1
@@ -160,7 +159,6 @@ class GrpcProtocol:
         self._settings_received = False
         self._max_calls = _CALLS_BEFORE_SETTINGS
         self._initial_window = self._window = _DEFAULT_WINDOW_BYTES
-        self._max_frame_bytes = _MAX_FRAME_BYTES
         self._unread = b""  # the beginning of a frame
         self._block: _HeaderBlock | None = None
         self._unacknowledged: dict[int, int] = {}  # bytes received by stream; 0 is the connection
@@ -210,6 +208,7 @@ class GrpcProtocol:
             self._send_frame(_GOAWAY, payload=_NUMBER.pack(0) + _NUMBER.pack(_ErrorCode.PROTOCOL_ERROR))
             self.end(Status(StatusCode.INTERNAL, f"invalid HTTP/2 data: {error}"))
         else:
+            self._send_bodies()
             self._advance()
 
     def data_to_send(self) -> bytes:
@@ -231,10 +230,7 @@ class GrpcProtocol:
     # --- requests ---
 
     def _advance(self) -> None:
-        """Send what the peer's limits allow."""
-        if self._window > 0:  # otherwise, thousands of bodies may wait for it
-            for stream_id in list(self._bodies):
-                self._send_body(stream_id)
+        """Send the calls that the peer's limits allow."""
         while self._queue and len(self._calls) < self._max_calls:
             if self._next_stream_id > _MAX_NUMBER:
                 self.end(Status(StatusCode.UNAVAILABLE, "cannot continue the HTTP/2 connection: no stream is left"))
@@ -252,10 +248,16 @@ class GrpcProtocol:
         self._bodies[stream_id] = _Body(body, self._initial_window)
         self._send_body(stream_id)
 
+    def _send_bodies(self) -> None:
+        """Continue after the peer has sent something, which may have extended windows."""
+        if self._window > 0:
+            for stream_id in list(self._bodies):
+                self._send_body(stream_id)
+
     def _send_body(self, stream_id: int) -> None:
         body = self._bodies[stream_id]
         while body.unsent:
-            size = min(len(body.unsent), self._window, body.window, self._max_frame_bytes)
+            size = min(len(body.unsent), self._window, body.window, _MAX_FRAME_BYTES)
             if size <= 0:
                 return
             part, body.unsent = body.unsent[:size], body.unsent[size:]
@@ -287,10 +289,13 @@ class GrpcProtocol:
             if stream_id in self._calls:
                 raise _ProtocolError("data before the headers of a response")
             return  # late, after the call was reset
-        self._acknowledge(stream_id, len(payload))
+        if flags & _END_STREAM:
+            del self._responding[stream_id]
+        else:
+            self._acknowledge(stream_id, len(payload))
         self._receive_body(call, _without_padding(payload) if flags & _PADDED else payload)
-        if flags & _END_STREAM and stream_id in self._responding:
-            self._end_call(call, Status(StatusCode.INTERNAL, "the response ended without a status"))
+        if flags & _END_STREAM:
+            self._finish(call, Status(StatusCode.INTERNAL, "the response ended without a status"))
 
     def _receive_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._require_opened(stream_id)
@@ -329,9 +334,8 @@ class GrpcProtocol:
         settings = dict(_SETTING.iter_unpack(payload))
         before, self._settings_received = self._settings_received, True
         self._max_calls = settings.get(_MAX_CONCURRENT_STREAMS, self._max_calls if before else _MAX_NUMBER)
-        self._max_frame_bytes = settings.get(_MAX_FRAME_SIZE, self._max_frame_bytes)
         initial_window = settings.get(_INITIAL_WINDOW_SIZE, self._initial_window)
-        if initial_window > _MAX_NUMBER or self._max_frame_bytes < _MAX_FRAME_BYTES:
+        if initial_window > _MAX_NUMBER:
             raise _ProtocolError("invalid SETTINGS frame")
         for body in self._bodies.values():
             body.window += initial_window - self._initial_window
@@ -387,16 +391,19 @@ class GrpcProtocol:
             raise _ProtocolError("unexpected headers")
         if http_status.startswith(b"1") and not block.ends_stream:
             return  # informational
-        if http_status != b"200":
-            self._reject(call, Status(StatusCode.UNKNOWN, f"HTTP status {_text(http_status)}"))
-        elif not block.ends_stream:
+        if block.ends_stream:
+            self._responding.pop(block.stream_id, None)
+        else:
             self._responding[block.stream_id] = call
+        if http_status != b"200":
+            self._finish(call, Status(StatusCode.UNKNOWN, f"HTTP status {_text(http_status)}"))
+        elif not block.ends_stream:
             call.receive_metadata([(_text(name), _text(value)) for name, value in headers.items()])
         elif call.partial:
-            self._end_call(call, Status(StatusCode.INTERNAL, "the response ended within a message"))
+            self._finish(call, Status(StatusCode.INTERNAL, "the response ended within a message"))
         else:
             code = _STATUS_CODES.get(headers.get(b"grpc-status", b""), StatusCode.UNKNOWN)
-            self._end_call(call, Status(code, _text(unquote_to_bytes(headers.get(b"grpc-message", b"")))))
+            self._finish(call, Status(code, _text(unquote_to_bytes(headers.get(b"grpc-message", b"")))))
 
     def _receive_body(self, call: Call, data: bytes) -> None:
         buffer: bytes | bytearray = data
@@ -407,7 +414,7 @@ class GrpcProtocol:
         while len(buffer) - position >= _MESSAGE_PREFIX.size:
             compressed, size = _MESSAGE_PREFIX.unpack_from(buffer, position)
             if compressed or size > MAX_MESSAGE_BYTES:
-                self._reject(call, _unacceptable_message(compressed, size))
+                self._finish(call, _unacceptable_message(compressed, size))
                 return
             end = position + _MESSAGE_PREFIX.size + size
             if end > len(buffer):
@@ -430,9 +437,10 @@ class GrpcProtocol:
             total = 0
         self._unacknowledged[stream_id] = total
 
-    def _reject(self, call: Call, status: Status) -> None:
-        """End a call whose response is useless."""
-        self._send_frame(_RST_STREAM, 0, call.stream_id, _NUMBER.pack(_ErrorCode.CANCEL))
+    def _finish(self, call: Call, status: Status) -> None:
+        """End a call, and reset its stream unless both sides have ended it."""
+        if call.stream_id in self._responding or call.stream_id in self._bodies:
+            self._send_frame(_RST_STREAM, 0, call.stream_id, _NUMBER.pack(_ErrorCode.CANCEL))
         self._end_call(call, status)
 
     def _end_call(self, call: Call, status: Status) -> None:
@@ -599,7 +607,10 @@ class GrpcConnection:
 
 @lru_cache(maxsize=64)  # a method is called with few different metadata
 def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the header block of a request, which is smaller than a frame."""
+    """Return the header block of a request, which is smaller than a frame.
+
+    It begins with an update of the table's size to 0, because a peer may require less than the initial size.
+    """
     headers = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -609,8 +620,9 @@ def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes
         ("te", "trailers"),
         *metadata,
     ]
-    block = Encoder().encode([NeverIndexedHeaderTuple(name, value) for name, value in headers])
-    return _NO_TABLE + bytes(block)
+    encoder = Encoder()
+    encoder.header_table_size = 0
+    return bytes(encoder.encode([NeverIndexedHeaderTuple(name, value) for name, value in headers]))
 
 
 def _decode_headers(block: bytes) -> Mapping[bytes, bytes]:
@@ -624,7 +636,7 @@ def _decode(block: bytes) -> Mapping[bytes, bytes]:
     try:
         return dict(decoder.decode(block, raw=True))
     except HPACKError as error:
-        raise _ProtocolError(f"invalid headers: {error or type(error).__name__}") from error
+        raise _ProtocolError(f"invalid headers: {type(error).__name__}") from error  # the text may have an address
 
 
 _decode_cached = lru_cache(maxsize=256)(_decode)

@@ -92,6 +92,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot: matplotlib is not installed: run make bench-docs, or pip install -r of its lock file")
+    if options.plot and options.work not in (None, *(load.name for load in LOADS)):
+        parser.error("--plot: only loads are drawn")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exit through the context managers, which stop the servers
     results = Results.load(options.read) if options.read else _run(parser, options)
     if options.plot:

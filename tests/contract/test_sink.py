@@ -88,7 +88,7 @@ async def test_same_batch_may_be_published_again(target: Target) -> None:
     assert first_occurrences(await target.stored()) == documents(published)
 
 
-@every(*SERVERS)
+@every("example", *SERVERS)
 async def test_fault_29_records_are_rejected(target: Target) -> None:
     large = [record(11, size=2_000_000), record(21, size=2_000_000)]
     published = [*records(10), large[0], *records(9, 12), large[1], *records(10, 22)]

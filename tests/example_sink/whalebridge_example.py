@@ -1,13 +1,4 @@
-"""Example of a third-party sink: it writes each record to a separate file.
-
-An entry point in the metadata of the package registers the sink. In pyproject.toml:
-
-    [project.entry-points."whalebridge.sinks"]
-    directory = "whalebridge_example"
-
-``directory`` is the type in the configuration and the scheme of the URL (``directory:/var/spool/records``). The module
-provides ``Settings``, ``parse_url`` and ``make``.
-"""
+"""A sink for whalebridge: it writes each record to a separate file of a directory."""
 
 from __future__ import annotations
 
@@ -16,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.core.errors import FatalError, TransientError
+from bridge.core.errors import FatalError, RejectedRecordError, TransientError
 from bridge.core.records import Record
-from config.fields import required_field
+from config.fields import field, required_field
 from config.sinks.common import EncodedSinkSettings
 from sinks.encoding import get_encoding
 
 
 class Settings(EncodedSinkSettings):
-    """Settings of this sink; ``encoding`` and ``heartbeats`` come from the base classes."""
+    """Settings of this sink; ``type``, ``encoding`` and ``heartbeats`` come from the base classes."""
 
     path: str = required_field("The directory.")
+    max_record_bytes: int = field(1_000_000, "Larger records are rejected.", unit="bytes")
 
 
 def parse_url(rest: str) -> dict[str, Any]:
@@ -47,6 +39,7 @@ class DirectorySink:
     def __init__(self, settings: Settings) -> None:
         self._directory = Path(settings.path)
         self._encode = get_encoding(settings.encoding).encode
+        self._max_record_bytes = settings.max_record_bytes
 
     async def start(self) -> None:
         """Check that the directory exists."""
@@ -55,6 +48,10 @@ class DirectorySink:
 
     async def publish(self, batch: Sequence[Record]) -> None:
         """Write the records; a record that is published again replaces its file."""
+        too_large = [record for record in batch if len(record.data) > self._max_record_bytes]
+        if too_large:
+            positions = frozenset((record.epoch, record.sequence) for record in too_large)
+            raise RejectedRecordError(f"larger than {self._max_record_bytes} bytes", positions)
         try:
             await asyncio.to_thread(self._write, batch)
         except OSError as error:
@@ -66,5 +63,5 @@ class DirectorySink:
     def _write(self, batch: Sequence[Record]) -> None:
         for record in batch:
             document = self._encode(record)
-            if document is not None:
+            if document is not None:  # the encoding whalewatcher has no document for some records
                 (self._directory / record.id).write_bytes(document)

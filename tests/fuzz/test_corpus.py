@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from bridge.consumer import dedup, files
-from bridge.containerd import decode, envelope_batches
+from bridge.containerd import decode, envelope_batches, http2
 from bridge.containerd.proxy import policy
 from bridge.core import checkpoint
 from bridge.outbox import chunks
@@ -77,6 +78,7 @@ PLANTED: dict[str, tuple[Any, str, Callable[..., object]]] = {
     "event-batches": (envelope_batches, "unbatch", lambda message: unbatch(message)[1:]),
     "containers": (decode, "text", lambda value: value.decode("utf-8", "surrogateescape")),
     "tasks": (decode, "nanoseconds", lambda stamp: stamp.seconds * 10**9),
+    "http2": (http2, "_number", lambda payload, _: struct.unpack(">I", payload)[0]),
     "configuration": (settings, "format_error", lambda detail, *_: f"{detail['input']}"),
     "environment": (settings, "format_error", lambda detail, *_: f"{detail['input']}"),
     "checkpoint": (checkpoint, "_restore_state", fail),

@@ -8,16 +8,17 @@ import os
 import select
 import socket
 import sqlite3
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bridge.cli.preflight import SINK_TIMEOUT_SECONDS
 from bridge.outbox.schema import APPLICATION_ID
 from tests.bridge_process import BridgeProcess
-from tests.integration.commands import ContainerFactory, whalebridge
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, whalebridge
 from tests.integration.engines import one_engine
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
@@ -73,6 +74,71 @@ def test_doctor_recognizes_symlink_to_same_socket(engine: Containerd, tmp_path: 
     assert done.returncode == 0
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"ok        {link}: ")]
     assert_names(line, engine.address)
+
+
+@contextmanager
+def rootless(engine: Containerd) -> Iterator[int]:
+    """Make containerd's socket available as RootlessKit does: in the namespaces of a process, whose id is yielded."""
+    socket_path = "/run/containerd/containerd.sock"
+    script = (
+        f"mount -t tmpfs tmpfs /run && mkdir {os.path.dirname(socket_path)} && touch {socket_path} &&"
+        f" mount --bind {engine.address} {socket_path} && echo ready && exec cat"
+    )
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+        process.communicate()
+
+
+def doctor_of_user(child_pid: int, *setup: str) -> tuple[list[str], dict[str, list[dict[str, str]]]]:
+    """Run doctor where root is a user who runs a rootless containerd; return the usable sockets and all results."""
+    commands = [
+        "mount -t tmpfs tmpfs /run",
+        "mkdir -p /run/user/0/containerd /run/user/0/containerd-rootless",
+        f"echo {child_pid} > /run/user/0/containerd-rootless/child_pid",
+        *setup,
+        'exec "$@"',
+    ]
+    done = whalebridge("doctor", "--json", prefix=["unshare", "--mount", "sh", "-c", " && ".join(commands), "sh"])
+    assert done.returncode == 0, done.stdout
+    document = json.loads(done.stdout)
+    results: dict[str, list[dict[str, str]]] = {}
+    for result in document["results"]:
+        results.setdefault(result["check"], []).append(result)
+    return document["usable"], results
+
+
+@one_engine
+def test_doctor_finds_rootless_containerd(container_factory: ContainerFactory) -> None:
+    name = container_factory.run("rootless-shop")
+    with rootless(container_factory.engine) as pid:
+        inside = f"/proc/{pid}/root/run/containerd/containerd.sock"
+        usable, results = doctor_of_user(pid)
+        assert usable == [inside]
+        assert {each["status"] for each in results[inside]} == {"ok"}
+        text = " ".join(each["message"] for each in results[inside])
+        assert_names(text, "rootless containerd of root", "rootless-shop 1", "a marker event was received")
+        (hint,) = [each["hint"] for each in results[inside] if each["hint"]]
+        command = hint.removeprefix("to watch it, run as root: ").removesuffix(" whalebridge run")
+        prefix = command.replace("$(cat /run/user/0/containerd-rootless/child_pid)", str(pid)).split()
+        with subprocess.Popen([*prefix, *WHALEBRIDGE, "run"], env=ENVIRONMENT, stdout=subprocess.PIPE) as bridge:
+            assert bridge.stdout is not None
+            assert any(name.encode() in line for line in bridge.stdout)
+            bridge.terminate()
+
+
+@one_engine
+def test_doctor_prefers_socket_outside_of_namespaces(engine: Containerd) -> None:
+    """nerdctl's containerd-rootless.sh makes the same socket available there; its path outlives the process."""
+    outside = "/run/user/0/containerd/containerd.sock"
+    with rootless(engine) as pid:
+        usable, results = doctor_of_user(pid, f"ln -s {engine.address} {outside}")
+    assert usable == [outside]
+    assert_names(results[outside][0]["message"], "rootless containerd of root")
+    (inside,) = results[f"/proc/{pid}/root/run/containerd/containerd.sock"]
+    assert (inside["status"], inside["message"]) == ("ok", f"the same socket as {outside}")
 
 
 def test_doctor_reports_error_when_socket_is_silent(tmp_path: Path) -> None:

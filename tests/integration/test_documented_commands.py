@@ -139,6 +139,7 @@ UNTESTED = {
     r"make dist": "tests/integration/test_install.py builds a release",
     r"make bench( ARGS=\"--json bench.json\")?": "takes an hour; tested by make test-long",
     r"make bench ARGS=\"--work start --against .*": "it needs the history of the repository",
+    r"nsenter .* whalebridge run|whalebridge run --containerd /run/user/.*": "test_cli_check.py simulates the user",
     r"make newcomer": "it installs one Debian per line",
     r"(export PIP_INDEX_URL=|make image\b).*": "it downloads; tests/kubernetes/test_image.py builds it",
     r"docker (tag|push) .*": "it needs a registry",

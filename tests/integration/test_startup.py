@@ -21,6 +21,7 @@ from tests.testbed.containerd import Containerd
 
 NOT_NEEDED_FOR_FIRST_RECORD = {
     "aiohttp": "imported with the first connection to the HTTP endpoint",
+    "markupsafe": "imported with the first connection to the HTTP endpoint",
     "prometheus_client": "imported with the first connection to the HTTP endpoint",
     "aiokafka": "imported for Kafka",
     "nats": "imported for NATS",

@@ -6,9 +6,11 @@ The tests compare the records with the status of the pods in Kubernetes.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shlex
 import shutil
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -147,6 +149,10 @@ def test_oom_killed_pod_is_published_with_oom(node: Node, stream_reader: StreamR
 
 @pytest.mark.usefixtures("stream_reader")
 def test_chart_helm_test_succeeds(node: Node) -> None:
+    run_helm_test(node)
+
+
+def run_helm_test(node: Node) -> None:
     output = node.helm("test", "whalebridge", f"--namespace={NAMESPACE}").stdout
     assert "Phase:          Succeeded" in output
 
@@ -180,8 +186,7 @@ def test_pods_are_published_once_when_many_run_concurrently(node: Node, stream_r
 
 def test_fault_41_bridge_pod_is_replaced(node: Node, stream_reader: StreamReader) -> None:
     node.apply(pod("steady", container("main", "while true; do sleep 0.5; done"), restart="Always"))
-    node.apply(pod("doomed", container("main", "sleep 1000")))
-    stream_reader.wait(lambda all_: transitions(all_)["doomed", "main", "started"], "the start of a pod")
+    start_pod(node, stream_reader, "doomed")
     before = bridge_pod(node)["metadata"]["uid"]
     node.kubectl("delete", "pod", bridge_pod(node)["metadata"]["name"], f"--namespace={NAMESPACE}", "--wait=false")
     node.kubectl("delete", "pod", "doomed", "--wait=true")
@@ -193,23 +198,39 @@ def test_fault_41_bridge_pod_is_replaced(node: Node, stream_reader: StreamReader
     )  # fmt: skip
     stream_reader.wait(lambda all_: transitions(all_)["meanwhile", "main", "started"], "the start during the restart")
     node.kubectl("delete", "pod", "meanwhile", "--wait=true")
+    run_helm_test(node)
     install(node, "upgrade", stream_reader.url, "--set=podAnnotations.example\\.net/again=yes")
+    node.helm("rollback", "whalebridge", f"--namespace={NAMESPACE}")
+    wait_rolled_out(node)
+    for part in ("proxy", "bridge"):
+        start_pod(node, stream_reader, f"beside-{part}")
+        os.kill(process_id(node, part), signal.SIGKILL)
+        node.kubectl("delete", "pod", f"beside-{part}", "--wait=true")
+    names = ("doomed", "meanwhile", "beside-proxy", "beside-bridge")
     records = stream_reader.wait(
-        lambda all_: transitions(all_)["doomed", "main", "exited"] and transitions(all_)["meanwhile", "main", "exited"],
-        "the exits during the restart",
+        lambda all_: all(transitions(all_)[name, "main", "exited"] for name in names), "the exits during the restarts"
     )
-    assert len({record["epoch"] for record in records}) >= 3
+    eventually(lambda: is_ready(bridge_pod(node)), "the bridge pod to be ready again", within=60)
+    run_helm_test(node)
+    assert len({record["epoch"] for record in records}) >= 5
     check_gapless(records)
     counts = transitions(records)
-    for name in ("doomed", "meanwhile"):
+    for name in names:
         assert (counts[name, "main", "started"], counts[name, "main", "exited"]) == (1, 1)
     snapshots = [record["snapshot"] for record in records if record["type"] == "snapshot_started"]
     assert all(snapshot["since"] is not None for snapshot in snapshots if snapshot["previous"])
+    assert {"start", "reconnect"} <= {snapshot["reason"] for snapshot in snapshots}
 
     def agrees() -> bool:
         return set(running_after(stream_reader.all())) == running_tasks(node)
 
     eventually(agrees, "the records to match the running containers", within=60)
+
+
+def start_pod(node: Node, stream_reader: StreamReader, name: str) -> None:
+    """Start a pod, and wait until its start is published."""
+    node.apply(pod(name, container("main", "sleep 1000")))
+    stream_reader.wait(lambda all_: transitions(all_)[name, "main", "started"], f"the start of {name}")
 
 
 @pytest.mark.usefixtures("stream_reader")
@@ -394,12 +415,17 @@ def sandbox_of(node: Node, name: str) -> str:
 
 def mounts(node: Node, part: str) -> str:
     """Return the mounts that a container of the bridge's pod sees."""
+    return Path(f"/proc/{process_id(node, part)}/mountinfo").read_text()
+
+
+def process_id(node: Node, part: str) -> int:
+    """Return the process id of a container of the bridge's pod."""
     status = bridge_pod(node)["status"]
     statuses = [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
     (id_,) = [each["containerID"].removeprefix("containerd://") for each in statuses if each["name"] == part]
     tasks = node.ctr("tasks", "ls", namespace="k8s.io").stdout.splitlines()
     (pid,) = [line.split()[1] for line in tasks if line.startswith(id_)]
-    return Path(f"/proc/{pid}/mountinfo").read_text()
+    return int(pid)
 
 
 def test_node_shutdown_publishes_exits_of_pods(node: Node, stream_reader: StreamReader) -> None:

@@ -26,7 +26,8 @@ def doctor(
     """Find containerd sockets on this node and check access.
 
     Checks access, version, event delivery and namespaces at the well-known paths, including those of k3s, rke2,
-    microk8s, k0s and Bottlerocket. Changes nothing, but publishes a marker event, as run does.
+    microk8s, k0s and Bottlerocket, and of users' rootless containerds. Changes nothing, but publishes a marker event,
+    as run does.
 
     The status of each line is ok, not_found (no socket at a well-known path), warning or error. Exit status: 0 if a
     containerd can be used and there is no error, else 1.
@@ -59,12 +60,13 @@ async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], li
 
     from bridge.cli.check_results import CheckResult
     from bridge.cli.containerd_checks import check_containerd
-    from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS, inspect_socket
+    from bridge.cli.socket_checks import inspect_socket, known_sockets
     from bridge.core.filters import NamespaceFilter
 
+    known = known_sockets()
     sockets = {
-        path: inspect_socket(path, required=path in required)
-        for path in dict.fromkeys([*required, *WELL_KNOWN_SOCKETS])
+        path: inspect_socket(path, required=path in required, known=known.get(path))
+        for path in dict.fromkeys([*required, *known])
     }
     first: dict[tuple[int, int], str] = {}
     for path, (_, identity) in sockets.items():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from bridge.cli import preflight, socket_checks
 from bridge.cli.check_results import CheckResult
 from bridge.cli.preflight import file_system_type
-from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS, inspect_socket
+from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS, KnownSocket, inspect_socket, known_sockets
 from config.settings import Settings
 from tests.golden import Golden
 
@@ -41,6 +42,58 @@ def test_missing_socket_is_reported(tmp_path: Path) -> None:
     assert single_result(f"{missing}/c.sock").status == "error"
     assert single_result(missing, required=False)[:2] == ("not_found", missing)
     assert first_socket == "/run/containerd/containerd.sock"
+
+
+def user_directory(parent: Path, child_pid: str) -> Path:
+    """Create the directory of a user who runs a rootless containerd."""
+    state = parent / "1000" / "containerd-rootless"
+    state.mkdir(parents=True)
+    (state / "child_pid").write_text(child_pid)
+    return state
+
+
+@pytest.mark.parametrize("child_pid", ["{pid}", "{pid}\n"])
+def test_socket_of_rootless_containerd_is_known(
+    child_pid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_checks, "USER_DIRECTORIES", tmp_path)
+    monkeypatch.setattr(socket_checks, "WELL_KNOWN_SOCKETS", {})
+    state = user_directory(tmp_path, child_pid.format(pid=os.getpid()))
+    user = pwd.getpwuid(os.getuid()).pw_name
+    outside, inside = known_sockets().items()
+    assert outside == (f"{state.parent}/containerd/containerd.sock", KnownSocket(f"rootless containerd of {user}"))
+    assert inside[0] == f"/proc/{os.getpid()}/root/run/containerd/containerd.sock"
+    assert inside[1].owner == f"rootless containerd of {user}"
+    command = f"nsenter -U --preserve-credentials -m -t $(cat {state}/child_pid) whalebridge run"
+    assert inside[1].hint == f"to watch it, run as {user}: {command}"
+
+
+@pytest.mark.parametrize("child_pid", ["", "x", "-1", "4194305", "1\0", "1 1"])
+def test_unusable_child_pid_is_ignored(child_pid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket_checks, "USER_DIRECTORIES", tmp_path)
+    user_directory(tmp_path, child_pid)
+    assert not [path for path in known_sockets() if path.startswith("/proc")]
+
+
+def test_child_pid_of_another_user_is_ignored(tmp_path: Path) -> None:
+    """As when a containerd was killed, and its process id belongs to another program now."""
+    file = user_directory(tmp_path, str(os.getpid())) / "child_pid"
+    assert socket_checks._read_child_pid(file, os.getuid()) == os.getpid()
+    assert socket_checks._read_child_pid(file, os.getuid() + 1) is None
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+def test_child_pid_that_is_no_file_is_ignored(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket_checks, "USER_DIRECTORIES", tmp_path)
+    file = user_directory(tmp_path, str(os.getpid())) / "child_pid"
+    file.rename(tmp_path / "child_pid")
+    make: dict[str, Callable[[], None]] = {
+        "link": lambda: file.symlink_to(tmp_path / "child_pid"),
+        "fifo": lambda: os.mkfifo(file),
+        "directory": file.mkdir,
+    }
+    make[kind]()
+    assert not [path for path in known_sockets() if path.startswith("/proc")]
 
 
 def test_other_file_at_socket_path_is_reported(tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "bridge.cli.socket_checks.WELL_KNOWN_SOCKETS",
         {f"/nonexistent{path}": description for path, description in WELL_KNOWN_SOCKETS.items()},
     )
+    monkeypatch.setattr("bridge.cli.socket_checks.USER_DIRECTORIES", Path("/nonexistent"))
 
 
 def run_in_shell(line: str) -> tuple[int, str, str]:

@@ -16,7 +16,7 @@ from hpack import Decoder, Encoder
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
-HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 3, 4
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 Headers = Sequence[tuple[str, str]]
@@ -55,6 +55,7 @@ def settings(**values: int) -> bytes:
         "header_table_size": HEADER_TABLE_SIZE,
         "max_concurrent_streams": MAX_CONCURRENT_STREAMS,
         "initial_window_size": INITIAL_WINDOW_SIZE,
+        "max_frame_size": MAX_FRAME_SIZE,
     }
     return frame(
         SETTINGS,

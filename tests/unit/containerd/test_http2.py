@@ -135,6 +135,13 @@ class TestRequests:
         blocks = [peer_side.decode_block(each.payload, Decoder()) for each in sent_frames(protocol, HEADERS)]
         assert [each["key"] for each in blocks] == ["one", "two", "one"]
 
+    def test_request_has_headers_for_peer_without_dynamic_table(self) -> None:
+        protocol, _ = started(2)
+        peer = Decoder()
+        peer.max_allowed_table_size = 0
+        for each in sent_frames(protocol, HEADERS):
+            assert peer_side.decode_block(each.payload, peer)[":path"] == "/service/Method"
+
     def test_request_waits_for_flow_control_of_call(self) -> None:
         protocol = GrpcProtocol()
         protocol.receive(settings(initial_window_size=5))
@@ -158,6 +165,30 @@ class TestRequests:
         protocol.receive(window_update(0, MIB))
         sent += sent_frames(protocol, DATA)
         assert [each.stream for each in sent if each.flags & END_STREAM] == list(range(1, 6_000, 2))
+
+    def test_starts_do_not_look_at_requests_that_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Thousands of calls start at once, and the window of the connection is enough for some hundreds."""
+        looks: list[int] = []
+        send_body = GrpcProtocol._send_body
+
+        def look(protocol: GrpcProtocol, stream_id: int) -> None:
+            looks.append(stream_id)
+            send_body(protocol, stream_id)
+
+        monkeypatch.setattr(GrpcProtocol, "_send_body", look)
+        protocol, _ = started(1_000, b"x" * 1_000)
+        assert len(looks) == 1_000
+        protocol.receive(frame(PING, payload=b"12345678"))
+        assert len(looks) == 1_000, "no window was extended"
+        protocol.receive(window_update(0, 10 * MIB))
+        assert protocol._bodies == {}
+
+    def test_data_frames_are_small_for_peer_that_allows_more(self) -> None:
+        protocol, _ = started(1, b"x" * 100_000, settings(max_frame_size=2**32 - 1, initial_window_size=2**31 - 1))
+        protocol.receive(window_update(0, MIB))
+        parts = sent_frames(protocol, DATA)
+        assert b"".join(each.payload for each in parts) == message(b"x" * 100_000)
+        assert max(len(each.payload) for each in parts) == 16_384
 
     def test_calls_wait_for_limit_of_peer(self) -> None:
         protocol = GrpcProtocol()
@@ -304,6 +335,28 @@ class TestStatuses:
         assert call.statuses == [Status(StatusCode.UNKNOWN, "HTTP status 404")]
         assert [each.stream for each in sent_frames(protocol, RST_STREAM)] == [1]
 
+    @pytest.mark.parametrize(
+        "content",
+        [
+            trailers_only(http_status="404"),
+            response_headers() + trailers(),
+            response_headers() + data(message(b"a", compressed=True), end=True),
+            response_headers() + data(b"", end=True),
+            reset(1, 8),
+        ],
+    )
+    def test_only_streams_with_unsent_request_are_reset_after_end(self, content: bytes) -> None:
+        protocol, (call,) = started()
+        protocol.receive(content)
+        assert sent_frames(protocol, RST_STREAM) == []
+        waiting, (other,) = started(first=settings(initial_window_size=5))
+        waiting.receive(content)
+        resets = [] if content == reset(1, 8) else [1]
+        assert [each.stream for each in sent_frames(waiting, RST_STREAM)] == resets
+        assert other.statuses == call.statuses
+        waiting.receive(window_update(1, 100))
+        assert sent_frames(waiting, DATA) == []
+
     def test_data_after_reset_are_ignored(self) -> None:
         protocol, (call,) = started()
         protocol.receive(response_headers() + data(message(b"a", compressed=True)))
@@ -345,6 +398,11 @@ class TestStatuses:
         late = RecordedCall()
         protocol.start(late, "/service/Method", b"")
         assert late.statuses == call.statuses
+
+    @pytest.mark.parametrize("content", [b"\x1f\xff", b"\x00\xff\xff\xff\xff\xff\xff\xff\xff"])
+    def test_error_of_invalid_headers_has_fixed_text(self, content: bytes) -> None:
+        call = responded(frame(HEADERS, END_HEADERS, 1, content))
+        assert call.statuses[0].details == "invalid HTTP/2 data: invalid headers: HPACKDecodingError"
 
     def test_goaway_lets_accepted_calls_complete(self) -> None:
         protocol, (accepted, rejected) = started(2)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from bridge.core.errors import FatalError
 from config.settings import SettingsError, load
 from config.sinks import plugins
 from sinks.factory import create_sink
+from tests.documentation import ROOT, code_blocks
 from tests.golden import Golden
 from tests.sample_records import control_record, record
 from tests.virtual_time import VirtualClock
@@ -86,3 +90,34 @@ def test_third_party_sink_settings_errors_have_path(sink: object, path: str, nam
 def test_unknown_sink_type_is_rejected(golden: Golden) -> None:
     with golden.error("sink_errors", "no such plugin", ValueError, "'nothing'"):
         plugins.load("nothing")
+
+
+# --- docs/sinks.md ---
+
+PAGE = (ROOT / "docs" / "sinks.md").read_text()
+
+
+def test_documented_sink_is_the_tested_example() -> None:
+    example, _ = code_blocks(PAGE, "python")
+    assert example == (EXAMPLE / "whalebridge_example.py").read_text()
+    (project,) = code_blocks(PAGE, "toml")
+    documented = tomllib.loads(project)["project"]
+    package = distribution(documented["name"])
+    assert package.version == documented["version"]
+    for name, module in documented["entry-points"][plugins.GROUP].items():
+        assert package.entry_points.select(group=plugins.GROUP)[name].value == module
+
+
+def documented_tests() -> dict[str, Any]:
+    _, text = code_blocks(PAGE, "python")
+    names: dict[str, Any] = {}
+    exec(text, names)  # noqa: S102 (the project's own code)
+    return {name: value for name, value in names.items() if name.startswith("test_")}
+
+
+def test_documented_tests_of_sink_pass(tmp_path: Path) -> None:
+    tests = documented_tests()
+    assert len(tests) == 3
+    for name, test in tests.items():
+        (tmp_path / name).mkdir()
+        test(tmp_path / name)

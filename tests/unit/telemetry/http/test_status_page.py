@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import msgspec
+
+from bridge.core.containerd_model import Engine, PodReference
 from bridge.core.ports import Lag
+from bridge.core.record_encoder import SnapshotCoverage
 from bridge.telemetry.http import status_page
 from tests.golden import Golden
 from tests.unit.telemetry.http.fake_bridge import bridge_status, running_container, sink_status, snapshot_summary
@@ -70,18 +74,39 @@ def plain(text: str) -> str:
 def test_status_page_escapes_foreign_text() -> None:
     status = bridge_status(
         host=HOSTILE,
+        engine=Engine(HOSTILE, HOSTILE, HOSTILE, 1),
         include=(HOSTILE,),
+        exclude=(HOSTILE,),
         containerd_error=HOSTILE,
         synced=False,
         outbox_error=HOSTILE,
-        sinks=[sink_status(HOSTILE, last_error=HOSTILE)],
+        sinks=[sink_status(HOSTILE, state="failing", last_error=HOSTILE)],
     )
-    harmless = PageParser(status_page.render(bridge_status(), [running_container(project="p")], 0))
-    hostile = PageParser(status_page.render(status, [running_container(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
-    assert hostile.elements - harmless.elements <= {"li", "ul"}
+    status.counters.count_snapshot(
+        msgspec.structs.replace(snapshot_summary(), coverage=SnapshotCoverage([], [HOSTILE], True))
+    )
+    container = running_container(HOSTILE, name=HOSTILE, project=HOSTILE)
+    assert container.metadata is not None
+    foreign = msgspec.structs.replace(container.metadata, image=HOSTILE, service=HOSTILE)
+    in_pod = msgspec.structs.replace(foreign, pod=PodReference(HOSTILE, HOSTILE, "", ""))
+    containers = [msgspec.structs.replace(container, metadata=metadata) for metadata in (foreign, in_pod)]
+    harmless = PageParser(
+        status_page.render(bridge_status(synced=False), [running_container(project="p", paused=True)], 0)
+    )
+    hostile = PageParser(status_page.render(status, containers, 0))
+    assert hostile.elements == harmless.elements
     assert hostile.attributes == harmless.attributes
-    assert "\\u202e\\x1b[31m\\x00" in hostile.text
+    # Two of the host, three of the engine, two globs, two errors, four of the sink,
+    # one project, nine of the containers, one of the snapshot.
+    assert hostile.text.count(HOSTILE.encode("unicode_escape").decode()) == 24
     assert not {"\u202e", "\x1b", "\x00"} & set("".join(hostile.words))
+
+
+def test_html_escapes_all_text() -> None:
+    cell = status_page._Html("<td>")
+    for combined in (cell + "<b>", cell.join(["", "<b>"]), status_page._Html("{}{}").format(cell, "<b>")):
+        assert str(combined) == "<td>&lt;b&gt;"
+    assert str("<b>" + cell) == "&lt;b&gt;<td>"
 
 
 def test_status_page_limits_number_of_containers() -> None:
