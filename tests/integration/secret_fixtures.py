@@ -198,7 +198,7 @@ def start_brokers(
 
     def sink_settings(topic: str, listener: Any = "sasl_plaintext", **auth: Any) -> dict[str, dict[str, Any]]:
         more: dict[str, Any] = {name: auth.pop(name) for name in ("tls", "state_topic") if name in auth}
-        auth = {"mechanism": "plain", **({} if "token_file" in auth else {"username": USER}), **auth}
+        auth = {"mechanism": "plain", **({} if auth.get("mechanism") == "oauthbearer" else {"username": USER}), **auth}
         settings = {"type": "kafka", "bootstrap_servers": [kafka.bootstrap_for(listener)], "topic": topic, "auth": auth}
         return {topic: {**settings, "request_timeout": "20s", **more}}
 
@@ -211,6 +211,7 @@ def start_brokers(
         **sink_settings("by-environment"),
         **sink_settings("narrow", password_file=write_file("password", f"{password}\n")),
         **sink_settings("by-token", mechanism="oauthbearer", token_file=write_file("jwt", jwt)),
+        **sink_settings("by-command", mechanism="oauthbearer", token_command=["/bin/cat", f"{tmp_path}/jwt"]),
         **_nats_sink_settings(
             servers[0], "user", auth={"user": USER, "password": nats_password}, kv_bucket={"name": "states"}
         ),
@@ -220,9 +221,12 @@ def start_brokers(
         "file": {"type": "file", "path": str(tmp_path / "events.jsonl"), "heartbeats": True},
     }
     wrong_jwt = write_file("wrong-jwt", new_secret("wrong token of oauthbearer"))
+    argument, output = new_secret("argument of a command"), new_secret("output of a command")
+    command = f'echo {output}; echo "no token of $0, only {output}" >&2; exit 1'
     wrong_tls = tls | {"key_password": new_secret("wrong password of a key")}
     failing = {
         **sink_settings("wrong-token", mechanism="oauthbearer", token_file=wrong_jwt),
+        **sink_settings("wrong-command", mechanism="oauthbearer", token_command=["/bin/sh", "-c", command, argument]),
         **sink_settings("wrong-key", "sasl_ssl", password=password, tls=wrong_tls),
         **_nats_sink_settings(
             servers[0], "wrong-user", auth={"user": USER, "password": new_secret("wrong password of NATS")}
