@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def test_image_declares_user_version_and_health_check(docker_with_image: Docker)
         *("source", "url", "documentation"),
     }
     assert config["Healthcheck"]["Test"][0] == "CMD"  # no shell
+
+
+def test_image_is_small(docker_with_image: Docker) -> None:
+    (inspected,) = json.loads(docker_with_image.docker("image", "inspect", NAME).stdout)
+    size = inspected["Size"] / 1024**2
+    started_at = time.monotonic()
+    docker_with_image.docker("run", "--rm", "--network=none", *CONFINED, NAME, "version")
+    print(f"{size:.0f} MiB; {time.monotonic() - started_at:.1f} s for `version`")
+    assert size < 200
 
 
 def test_image_contains_no_build_or_test_tools(docker_with_image: Docker) -> None:
