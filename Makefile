@@ -76,6 +76,10 @@ bench: setup testbed ## measure CPU, latency, memory and start, also of `ctr eve
 bench-docs: .venv/bench testbed ## measure all five times (two hours), and write the results in docs/performance.md
 	@$(BIN)/python -m tests.bench --rounds 5 --json build/bench.json --plot docs/performance.png --docs $(ARGS)
 
+.PHONY: screenshots
+screenshots: setup ## render the pictures of the documents, docs/images, from real output
+	@$(BIN)/python -m tests.screenshots
+
 .PHONY: newcomer
 newcomer: setup ## measure the time to the first event on a minimal Debian, also through NATS and Kafka
 	@$(BIN)/python -m tests.bench.first_run

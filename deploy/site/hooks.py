@@ -19,7 +19,7 @@ DOCUMENTS = {
 }
 """Pages by the path of their document in the repository; docs/NAME.md is the page NAME.md."""
 
-_LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)]*)?\)")
+_LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)]*)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -43,6 +43,8 @@ def rewrite_links(markdown: str, source: str, repository: str) -> str:
 
     def rewrite(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link["path"]))
+        if link["image"]:  # all pages are in the directory of the site that docs/ becomes
+            return f"![{link['text']}]({posixpath.relpath(target, 'docs')})"
         page = DOCUMENTS.get(target) or (target.removeprefix("docs/") if re.fullmatch(r"docs/\w+\.md", target) else "")
         if page:
             return f"[{link['text']}]({page}{link['anchor'] or ''})"

@@ -54,7 +54,12 @@ class Terminal:
     @property
     def page(self) -> str:
         """The last complete page, without colors."""
-        return re.sub(r"\x1b\[[\d;]*m", "", self.text.split(CURSOR_HOME)[-2:][0])
+        return re.sub(r"\x1b\[[\d;]*m", "", self.colored_page)
+
+    @property
+    def colored_page(self) -> str:
+        """The last complete page."""
+        return self.text.split(CURSOR_HOME)[-2:][0]
 
     def wait(self, predicate: Callable[[str], object], what: str, seconds: float = 30) -> str:
         """Wait until the page satisfies the predicate, and return the page."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -379,6 +380,24 @@ def test_site_navigation_lists_every_page() -> None:
     listed = re.findall(r": ([\w-]+\.md)$", configuration, re.MULTILINE)
     pages = {path.name for path in ROOT.glob("docs/*.md")} | {f"{path.stem.lower()}.md" for path in ROOT.glob("*.md")}
     assert sorted(listed) == sorted(pages - {"readme.md"} | {"index.md", "chart.md"})
+
+
+@pytest.mark.parametrize(
+    ("document", "text", "rewritten"),
+    [
+        ("README.md", "![a page](docs/images/a.png)", "![a page](images/a.png)"),
+        ("docs/operations.md", "![a page](images/a.png)", "![a page](images/a.png)"),
+        ("README.md", "[records](docs/events.md#exit)", "[records](events.md#exit)"),
+        ("docs/events.md", "[overview](../README.md)", "[overview](index.md)"),
+        ("README.md", "[a file](deploy/Dockerfile)", "[a file](https://host/repository/blob/HEAD/deploy/Dockerfile)"),
+    ],
+)
+def test_site_link_leads_to_same_document(
+    document: str, text: str, rewritten: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SITE_REVISION", raising=False)
+    rewrite_links = runpy.run_path(str(ROOT / "deploy" / "site" / "hooks.py"))["rewrite_links"]
+    assert rewrite_links(text, document, "https://host/repository") == rewritten
 
 
 # --- layout ---
