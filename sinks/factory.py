@@ -27,13 +27,13 @@ def create_sink(
     Args:
         settings: The settings.
         clock: Source of time.
-        host: The host whose records the sink publishes, for the names of its connections; None for any host.
+        host: The host whose records the sink publishes, which is added to the names of its connections.
         snapshot_interval: If the retention of the target is shorter, the sink logs a warning.
 
     Raises:
         FatalError: The sink's library is not installed.
     """
-    name = CLIENT_NAME if host is None else f"{CLIENT_NAME}-{host}"
+    name = host and f"{CLIENT_NAME}-{host}"  # otherwise, the sinks have a default
     match settings:
         case StdoutSettings():
             from sinks.stdout import StdoutSink
