@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from grpc import StatusCode
 
-from bridge.containerd.http2 import Call, GrpcProtocol, Metadata, Status
+from bridge.containerd.http2 import GrpcProtocol, Status
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import Mutator, mutate_bytes
 from tests.unit.containerd.http2_peer import (
@@ -16,6 +16,7 @@ from tests.unit.containerd.http2_peer import (
     END_STREAM,
     HEADERS,
     PING,
+    RecordedCall,
     block,
     data,
     frame,
@@ -47,24 +48,6 @@ _TOKENS = (
     b"\x00\x04\xff\xff\xff\xff",
     b"\xff\xff\xff\xff",
 )
-
-
-class _RecordedCall(Call):
-    def __init__(self) -> None:
-        super().__init__()
-        self.response: list[object] = []
-
-    def receive_metadata(self, metadata: Metadata) -> None:
-        assert not self.response
-        self.response.append(metadata)
-
-    def receive_message(self, message: bytes) -> None:
-        assert self.response
-        self.response.append(message)
-
-    def end(self, status: Status) -> None:
-        assert not any(isinstance(each, Status) for each in self.response), "a call ended twice"
-        self.response.append(status)
 
 
 def _samples() -> Sequence[bytes]:
@@ -121,7 +104,7 @@ def _responses(content: bytes, step: int, window: int = 65_535) -> Sequence[Sequ
     """Return what calls get from ``content``, which is read in steps, after requests of which a window was sent."""
     protocol = GrpcProtocol()
     protocol.receive(settings(initial_window_size=window))
-    calls = [_RecordedCall() for _ in range(_CALLS)]
+    calls = [RecordedCall() for _ in range(_CALLS)]
     for call in calls:
         protocol.start(call, "/service/Method", b"request")
     sent = protocol.data_to_send()
@@ -131,8 +114,8 @@ def _responses(content: bytes, step: int, window: int = 65_535) -> Sequence[Sequ
     _check_sent(sent, 2 * len(content) + 1000)
     assert protocol.ended is None or protocol.open_calls == 0
     protocol.end(Status(StatusCode.CANCELLED, "closed"))
-    assert all(isinstance(call.response[-1], Status) for call in calls)
-    return [call.response for call in calls]
+    assert all(call.statuses for call in calls)
+    return [(call.metadata, call.messages, call.statuses) for call in calls]
 
 
 def _check_sent(sent: bytes, limit: int) -> None:

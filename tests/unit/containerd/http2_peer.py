@@ -1,6 +1,7 @@
 """The other side of an HTTP/2 connection, byte by byte: frames, gRPC responses, and a socket that sends them.
 
-Frames are written without the client's code, so that they can be wrong, and so that its faults cannot hide.
+Frames are written without the client's code, so that they can be wrong, and so that its faults cannot hide. A
+``RecordedCall`` has what the client makes of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from grpc import StatusCode
 from hpack import Decoder, Encoder
+
+from bridge.containerd.http2 import Call, Metadata, Status
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
@@ -104,6 +108,34 @@ def trailers_only(stream: int = 1, status: str = "0", text: str = "", http_statu
     headers = [(":status", http_status), ("content-type", "application/grpc"), ("grpc-status", status)]
     headers += [("grpc-message", text)] if text else []
     return frame(HEADERS, END_HEADERS | END_STREAM, stream, block(headers))
+
+
+class RecordedCall(Call):
+    """A call that keeps its response, and checks the order of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metadata: Metadata = ()
+        self.messages: list[bytes] = []
+        self.statuses: list[Status] = []
+
+    @property
+    def code(self) -> StatusCode | None:
+        return self.statuses[0].code if self.statuses else None
+
+    def receive_metadata(self, metadata: Metadata) -> None:
+        assert metadata
+        assert (self.metadata, self.messages, self.statuses) == ((), [], [])
+        self.metadata = metadata
+
+    def receive_message(self, message: bytes) -> None:
+        assert self.metadata
+        assert not self.statuses
+        self.messages.append(message)
+
+    def end(self, status: Status) -> None:
+        assert not self.statuses
+        self.statuses.append(status)
 
 
 class Peer:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.containerd import http2
-from bridge.containerd.http2 import WINDOW_BYTES, Call, GrpcConnection, GrpcProtocol, Metadata, Status
+from bridge.containerd.http2 import WINDOW_BYTES, GrpcConnection, GrpcProtocol, Status
 from tests.unit.containerd import http2_peer as peer_side
 from tests.unit.containerd.http2_peer import (
     ACK,
@@ -30,6 +30,7 @@ from tests.unit.containerd.http2_peer import (
     SETTINGS,
     WINDOW_UPDATE,
     Peer,
+    RecordedCall,
     block,
     data,
     frame,
@@ -47,32 +48,6 @@ from tests.unit.containerd.http2_peer import (
 
 MIB = 1024 * 1024
 OK = Status(StatusCode.OK, "")
-
-
-class RecordedCall(Call):
-    """A call that keeps its response."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.metadata: Metadata = ()
-        self.messages: list[bytes] = []
-        self.statuses: list[Status] = []
-
-    @property
-    def code(self) -> StatusCode | None:
-        return self.statuses[0].code if self.statuses else None
-
-    def receive_metadata(self, metadata: Metadata) -> None:
-        assert not self.messages
-        self.metadata = metadata
-
-    def receive_message(self, message: bytes) -> None:
-        assert not self.statuses
-        self.messages.append(message)
-
-    def end(self, status: Status) -> None:
-        assert not self.statuses
-        self.statuses.append(status)
 
 
 def started(
