@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 
 import sinks.factory
-from bridge import malloc_tuning
+from bridge import memory_tuning
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
@@ -108,7 +108,7 @@ async def run(
                 notifying = tasks.create_task(
                     service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
                 )
-                trimming = tasks.create_task(malloc_tuning.return_freed_memory(clock))
+                trimming = tasks.create_task(memory_tuning.return_freed_memory(clock))
                 if await signals.completes_before_shutdown(lambda: outbox.open(open_control_socket), clock):
                     service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                     sink_manager.start(tasks, settings, sink_instances)

@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bridge.containerd.protos import containers_pb2, cri_pb2, images_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.container_metadata import KUBERNETES_NAMESPACE, POD_UID_LABEL, build_metadata, own_pod_labels
+from bridge.core.container_metadata import KUBERNETES_NAMESPACE, POD_UID_LABEL, build_metadata, intern, own_pod_labels
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -97,7 +97,8 @@ def nanoseconds(stamp: Timestamp) -> int | None:
 
 
 def _labels(labels: Iterable[_Label]) -> Labels:
-    return {text(label.key): text(label.value) for label in labels}
+    """Return labels; equal strings are shared, because most of them occur in many containers."""
+    return {intern(text(label.key)): intern(text(label.value)) for label in labels}
 
 
 # --- responses ---

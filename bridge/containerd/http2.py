@@ -198,18 +198,29 @@ class GrpcProtocol:
     def receive(self, data: bytes) -> None:
         """Process bytes from the peer; all calls end if they violate the protocol."""
         data = self._unread + data
-        position = 0
         try:
-            while self.ended is None and (end := _frame_end(data, position)):
-                start, position = position, end
-                self._receive_frame(data[start:end])
-            self._unread = data[position:]
+            self._unread = data[self._receive_frames(data) :]
         except _ProtocolError as error:
             self._send_frame(_GOAWAY, payload=_NUMBER.pack(0) + _NUMBER.pack(_ErrorCode.PROTOCOL_ERROR))
             self.end(Status(StatusCode.INTERNAL, f"invalid HTTP/2 data: {error}"))
         else:
             self._send_bodies()
             self._advance()
+
+    def _receive_frames(self, data: bytes) -> int:
+        """Process the complete frames of the data; return where the incomplete one begins."""
+        position = 0
+        while len(data) - position >= _FRAME_HEADER_BYTES and self.ended is None:
+            size_high, size_low, type_, flags, stream_id = _FRAME_HEADER.unpack_from(data, position)
+            size = size_high << 8 | size_low
+            if size > _MAX_FRAME_BYTES:
+                raise _ProtocolError(f"a frame of {size} bytes")
+            start = position + _FRAME_HEADER_BYTES
+            if start + size > len(data):
+                break
+            position = start + size
+            self._receive_frame(type_, flags, stream_id & _MAX_NUMBER, data[start:position])
+        return position
 
     def data_to_send(self) -> bytes:
         """Return the bytes for the peer that arose since the last call."""
@@ -272,9 +283,7 @@ class GrpcProtocol:
 
     # --- frames ---
 
-    def _receive_frame(self, frame: bytes) -> None:
-        type_, flags, payload = frame[3], frame[4], frame[_FRAME_HEADER_BYTES:]
-        stream_id = _NUMBER.unpack_from(frame, 5)[0] & _MAX_NUMBER
+    def _receive_frame(self, type_: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block is not None and type_ != _CONTINUATION:
             raise _ProtocolError("a frame within a header block")
         if type_ == _DATA:  # first, because each event is one
@@ -640,17 +649,6 @@ def _decode(block: bytes) -> Mapping[bytes, bytes]:
 
 
 _decode_cached = lru_cache(maxsize=256)(_decode)
-
-
-def _frame_end(data: bytes, position: int) -> int:
-    """Return where the frame at ``position`` ends; 0 if it is incomplete."""
-    if len(data) - position < _FRAME_HEADER_BYTES:
-        return 0
-    size = int.from_bytes(data[position : position + 3], "big")
-    if size > _MAX_FRAME_BYTES:
-        raise _ProtocolError(f"a frame of {size} bytes")
-    end = position + _FRAME_HEADER_BYTES + size
-    return end if end <= len(data) else 0
 
 
 def _without_padding(payload: bytes) -> bytes:

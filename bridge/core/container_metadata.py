@@ -75,18 +75,19 @@ def build_metadata(
     """Build a container's metadata from its original labels: identity, scope, and the labels that the rules keep.
 
     ``labels`` is None if the metadata could not be fetched: then the id serves as the name, and the container is in
-    scope, because a missing container is worse for consumers than a superfluous one.
+    scope, because a missing container is worse for consumers than a superfluous one. The strings of labels are
+    expected to be interned, as those of the decoder are: most of them occur in many containers.
     """
     known = labels or {}
     kind: Kind = "sandbox" if _is_cri(key, known) and known.get(CRI_KIND_LABEL) == "sandbox" else "container"
     name, project = known.get(NERDCTL_NAME_LABEL) or key.id, known.get(COMPOSER_PROJECT_LABEL, "")
-    metadata = Metadata(
-        key=key,
+    return Metadata(
+        key=ContainerKey(intern(key.namespace), key.id),
         name=name,
         project=project,
         service=known.get(COMPOSER_SERVICE_LABEL, ""),
-        image=image,
-        runtime=runtime,
+        image=intern(image),
+        runtime=intern(runtime),
         created_at=created_at,
         updated_at=updated_at,
         labels=None if labels is None else rules.apply(labels),
@@ -95,7 +96,6 @@ def build_metadata(
         pod_labels=rules.apply(own_pod_labels(known)) if kind == "sandbox" else None,
         in_scope=labels is None or container_filter(kind=kind, name=name, project=project, labels=labels, id=key.id),
     )
-    return share_strings(metadata)
 
 
 def share_strings(metadata: Metadata) -> Metadata:

@@ -59,8 +59,8 @@ class ContainerFilter:
         labels: IncludeExclude = ((), ()),
     ) -> None:
         self._kinds = frozenset(kinds)
-        self._names = (tuple(names[0]), tuple(names[1]))
-        self._projects = (tuple(projects[0]), tuple(projects[1]))
+        self._names = _parse_globs(names)
+        self._projects = _parse_globs(projects)
         self._included_labels = tuple(map(_parse_selector, labels[0]))
         self._excluded_labels = tuple(map(_parse_selector, labels[1]))
 
@@ -71,11 +71,17 @@ class ContainerFilter:
         labels = labels or {}
         return (
             kind in self._kinds
-            and _is_included(self._names, name, id or name)
-            and _is_included(self._projects, project)
+            and (self._names is None or _is_included(self._names, name, id or name))
+            and (self._projects is None or _is_included(self._projects, project))
             and (not self._included_labels or _has_label(labels, self._included_labels))
-            and not _has_label(labels, self._excluded_labels)
+            and not (self._excluded_labels and _has_label(labels, self._excluded_labels))
         )
+
+
+def _parse_globs(globs: IncludeExclude) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Return included and excluded globs; None if they match everything."""
+    include, exclude = tuple(globs[0]), tuple(globs[1])
+    return None if "*" in include and not exclude else (include, exclude)
 
 
 def _is_included(globs: tuple[tuple[str, ...], tuple[str, ...]], *values: str) -> bool:

@@ -41,10 +41,11 @@ def run(**given: Unpack[options.RunOptions]) -> None:
     settings = options.load_or_exit(load)
     import asyncio
 
-    from bridge import app, malloc_tuning
+    from bridge import app, memory_tuning
     from bridge.core.errors import BridgeError
 
-    malloc_tuning.retain_freed_memory()
+    memory_tuning.retain_freed_memory()
+    memory_tuning.collect_garbage_rarely()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings, load, config_file, _terminal_sink(settings)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any, get_args
 
 import msgspec
@@ -255,6 +256,52 @@ envelopes = st.builds(
     topic=topics | st.text(),
     event=st.fixed_dictionaries({"type_url": type_urls, "value": payloads}),
 )
+
+
+def test_containers_share_equal_strings() -> None:
+    labels = {
+        "io.cri-containerd.kind": "container",
+        "io.kubernetes.pod.name": "web-1",
+        "io.kubernetes.pod.namespace": "shop",
+        "io.kubernetes.pod.uid": "1b2c",
+        "app": "web",
+    }
+    raw = container(labels, image="nginx").SerializeToString()
+
+    def strings() -> list[str]:
+        decoded = decode.metadata("".join("k8s.io"), containers_pb2.Container.FromString(raw), LabelRules.keep_all())
+        assert decoded.labels is not None
+        assert decoded.pod is not None
+        names, values = decoded.labels.keys(), decoded.labels.values()
+        return [decoded.key.namespace, decoded.image, decoded.runtime, decoded.pod.uid, *names, *values]
+
+    first, second = strings(), strings()
+    assert len(first) == 14
+    assert all(one is other for one, other in zip(first, second, strict=True))
+
+
+def test_strings_of_removed_containers_are_freed() -> None:
+    """CPython 3.12.0 to 3.12.6 would keep interned ones."""
+    size, count = 100_000, 100
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            message = container({"note": f"{number:{size}}"}, image=f"{number:{size}}")
+            decode.metadata("shop", message, LabelRules.keep_all())
+        retained, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak > 2 * size
+    assert retained < count * size / 2
+
+
+def container(labels: dict[str, str], *, image: str) -> containers_pb2.Container:
+    return containers_pb2.Container(
+        id="5d2c",
+        labels=[{"key": key.encode(), "value": value.encode()} for key, value in labels.items()],
+        image=image.encode(),
+        runtime={"name": b"io.containerd.runc.v2"},
+    )
 
 
 def check(event: Event) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import tracemalloc
-
 import pytest
 
 from bridge.core.container_metadata import (
@@ -61,44 +59,6 @@ def test_incarnation_is_derived_from_boot_and_pid() -> None:
 
 
 # --- metadata ---
-
-
-def test_containers_share_equal_strings() -> None:
-    labels = POD_LABELS | {"io.cri-containerd.kind": "container"}
-
-    def strings() -> list[str]:
-        key = ContainerKey(copied("k8s.io"), "5d2c")
-        copies = {copied(name): copied(value) for name, value in labels.items()}
-        metadata = build_metadata(key, copies, ALL, image=copied("nginx"), runtime=copied("runc"))
-        assert metadata.labels is not None
-        assert metadata.pod is not None
-        names, values = metadata.labels.keys(), metadata.labels.values()
-        return [metadata.key.namespace, metadata.image, metadata.runtime, metadata.pod.uid, *names, *values]
-
-    first, second = strings(), strings()
-    assert len(first) == 12
-    assert all(one is other for one, other in zip(first, second, strict=True))
-
-
-def test_strings_of_removed_containers_are_freed() -> None:
-    """CPython 3.12.0 to 3.12.6 would keep interned ones."""
-    size, count = 100_000, 100
-    tracemalloc.start()
-    try:
-        for number in range(count):
-            build_metadata(SHOP, {"note": f"{number:{size}}"}, ALL, image=f"{number:{size}}")
-        retained, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak > 2 * size
-    assert retained < count * size / 2
-
-
-def copied(text: str) -> str:
-    """Return an equal string of its own, as a decoder makes it."""
-    copy = "".join(text)
-    assert copy is not text
-    return copy
 
 
 def test_metadata_takes_name_project_and_service_from_labels() -> None:
