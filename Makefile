@@ -102,7 +102,7 @@ site: $(SITE)/installed ## build the documentation as a web site in build/site, 
 
 .PHONY: testbed-kubernetes
 testbed-kubernetes: testbed ## install what test-kubernetes needs: Helm and a Kubernetes node (takes minutes to build)
-	@$(PYTHON) -m tests.testbed install debian-13 helm kubernetes
+	@$(PYTHON) -m tests.testbed install debian-13 helm kubernetes prometheus-operator-crds cilium-crds
 
 protos: setup ## regenerate the Python code of the .proto files
 	$(BIN)/python $(PROTOS)

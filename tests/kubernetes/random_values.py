@@ -118,7 +118,7 @@ _DEFINITIONS: dict[str, Choose] = {
     "names": _some(*_NAMES),
     "peers": _some(*_PEERS),
     "tolerations": _some(*_TOLERATIONS),
-    "duration": _one("", "30s", "1m30s"),
+    "duration": _one("", "0", "30s", "1m30s", "1y2w3d4h5m6s7ms"),
     "resources": _one({}, {"limits": {"memory": "1Gi", "cpu": 0.5}}, {"requests": {"memory": 67_108_864}}),
 }
 

@@ -28,7 +28,8 @@ DISTRIBUTIONS = {
     "bottlerocket": "/run/containerd/containerd.sock",
 }
 
-FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator
+FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "CiliumNetworkPolicy"}
+"""Kinds that Kubernetes' schemas do not have; the API server validates them in test_cluster.py."""
 
 Manifest = dict[str, Any]
 

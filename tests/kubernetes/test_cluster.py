@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from tests.integration.delivery import check_gapless
 from tests.kubernetes.manifests import container, pod
 from tests.kubernetes.random_values import valid_values
 from tests.kubernetes.records import StreamReader, pod_of, running_tasks, transitions
-from tests.kubernetes.rendering import CHART, DISTRIBUTIONS, EXAMPLES, FOREIGN, render
+from tests.kubernetes.rendering import CHART, DISTRIBUTIONS, EXAMPLES, render
 from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
-from tests.testbed.kubernetes import NODE_NAME, POD_CIDR, Node
+from tests.testbed.kubernetes import CRDS, NODE_NAME, POD_CIDR, Node
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -363,7 +364,11 @@ def test_changed_filter_takes_effect_without_restart(node: Node, stream_reader: 
     check_gapless(stream_reader.all())
 
 
-def test_api_server_accepts_objects_of_presets_and_random_values(node: Node, tmp_path: Path) -> None:
+def test_api_server_accepts_objects_of_presets_and_random_values(
+    node: Node, tmp_path: Path, require: Callable[..., None]
+) -> None:
+    require(*CRDS)
+    node.create_crds()
     paths = list(EXAMPLES)
     presets = {name: {"distribution": name, "image": {"pullPolicy": "Never"}} for name in DISTRIBUTIONS}
     random_ones = {str(seed): valid_values(seed) for seed in range(scaled(reduced=10, full=200))}
@@ -371,7 +376,7 @@ def test_api_server_accepts_objects_of_presets_and_random_values(node: Node, tmp
         paths.append(tmp_path / f"{name}.yaml")
         paths[-1].write_text(json.dumps(values))
     for path in paths:
-        objects = [each for each in render(flags=[f"--values={path}"], release="sample") if each["kind"] not in FOREIGN]
+        objects = render(flags=[f"--values={path}"], release="sample")
         for each in objects:
             each["metadata"]["namespace"] = "default"  # others do not exist
         file = node.directory / "sample.json"

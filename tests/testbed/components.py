@@ -1,4 +1,4 @@
-"""Kinds of components that the testbed installs: Go programs, Debian packages, a minimal Debian, jars, npm packages.
+"""Kinds of components that the testbed installs: from Go modules, Debian packages, a minimal Debian, jars, npm.
 
 Each component is built in a staging directory and then moved into the cache, so that the cache has no partial ones.
 """
@@ -82,12 +82,42 @@ class GoPrograms:
 
     def install(self, staging: Path) -> None:
         """Build in the module's directory; unlike `go install`, this accepts modules with replace directives."""
-        module = f"{self.module}@{self.version}"
-        download = ["go", "mod", "download"]
         _require_go()
-        _run([*download, module], staging, f"download {module}", _go_environment())
-        info = json.loads(_run([*download, "-json", module], staging, f"find {module}", _go_environment()))
-        _go_build(Path(info["Dir"]), staging, module, self.packages, self.tags)
+        module = f"{self.module}@{self.version}"
+        _go_build(_go_download(module, staging), staging, module, self.packages, self.tags)
+
+
+@dataclass(frozen=True)
+class GoModuleFiles:
+    """Files of one Go module at one version, in NAME/."""
+
+    name: str
+    module: str
+    version: str
+    files: tuple[str, ...]  # paths in the module
+
+    @property
+    def recipe(self) -> str:
+        """Return module, version and files."""
+        return f"go {self.module}@{self.version} files {' '.join(self.files)}"
+
+    def directories(self) -> list[Path]:
+        """Return no directories: there are no programs."""
+        return []
+
+    def missing(self) -> list[str]:
+        """Return the names of missing files."""
+        directory = cache_directory() / self.name
+        return [name for name in map(os.path.basename, self.files) if not (directory / name).is_file()]
+
+    def install(self, staging: Path) -> None:
+        """Download the module, and copy the files."""
+        _require_go()
+        source = _go_download(f"{self.module}@{self.version}", staging)
+        (staging / "tree").mkdir()
+        for file in self.files:
+            shutil.copyfile(source / file, staging / "tree" / Path(file).name)
+        _move(staging / "tree", cache_directory() / self.name, staging)
 
 
 @dataclass(frozen=True)
@@ -323,6 +353,14 @@ def _coordinates(group: str, artifact: str, version: str) -> str:
 def _go_environment() -> dict[str, str]:
     # Without cgo, the programs are static and run on any distribution.
     return os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
+
+
+def _go_download(module: str, staging: Path) -> Path:
+    """Download MODULE@VERSION into Go's module cache, and return its directory there."""
+    download = ["go", "mod", "download"]
+    _run([*download, module], staging, f"download {module}", _go_environment())
+    info = json.loads(_run([*download, "-json", module], staging, f"find {module}", _go_environment()))
+    return Path(info["Dir"])
 
 
 def _go_build(

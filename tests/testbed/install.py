@@ -1,6 +1,7 @@
 """Install the components of the tests in a cache outside the checkout; later runs only check the stamps.
 
-The machine itself is not changed. Go programs are built from Go modules into `bin/`. Debian packages are downloaded by
+The machine itself is not changed. Go programs are built from Go modules into `bin/`; other files of Go modules are
+copied. Debian packages are downloaded by
 apt-get and unpacked below `debian/`: no service is started, and installed packages are not affected. Jars are
 downloaded by Maven, packages of Node.js by npm. To add a peer, add it to COMPONENTS. Components that take long and that
 few tests need form a separate group, and are installed only by name.
@@ -20,6 +21,7 @@ from pathlib import Path
 from tests.testbed.components import (
     Component,
     DebianPackages,
+    GoModuleFiles,
     GoPrograms,
     GoSource,
     InstallError,
@@ -61,6 +63,11 @@ COMPONENTS: tuple[Component, ...] = (
 
 _KUBERNETES_VERSION = "1.34.2"
 _VERSION_FLAGS = (("gitVersion", f"v{_KUBERNETES_VERSION}"), ("gitMajor", "1"), ("gitMinor", "34"))
+_MONITORING_CRDS = tuple(
+    f"example/prometheus-operator-crd/monitoring.coreos.com_{name}.yaml"
+    for name in ("podmonitors", "prometheusrules", "servicemonitors")
+)
+_CILIUM_CRDS = ("pkg/k8s/apis/cilium.io/client/crds/v2/ciliumnetworkpolicies.yaml",)
 _KUBERNETES_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 
 KUBERNETES: tuple[Component, ...] = (
@@ -74,6 +81,10 @@ KUBERNETES: tuple[Component, ...] = (
         ),
         ldflags=" ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in _VERSION_FLAGS),
     ),
+    GoModuleFiles(
+        "prometheus-operator-crds", "github.com/prometheus-operator/prometheus-operator", "v0.85.0", _MONITORING_CRDS
+    ),
+    GoModuleFiles("cilium-crds", "github.com/cilium/cilium", "v1.20.2", _CILIUM_CRDS),
 )
 """Additional components for the tests of image and chart; a Kubernetes node takes minutes to build."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from tests.eventually import eventually
 from tests.testbed import image
+from tests.testbed.components import cache_directory
 from tests.testbed.containerd import Containerd, busybox_path, components
 from tests.testbed.install import search_path
 from tests.testbed.logind import Logind
@@ -24,6 +25,9 @@ from tests.testbed.sandbox import LINKS_FILE
 
 COMPONENTS = (*components("2.4"), "helm", "kubernetes", "nats-server")
 """Components that must be installed for a Node with NATS."""
+
+CRDS = ("prometheus-operator-crds", "cilium-crds")
+"""Components with the CustomResourceDefinitions of `Node.create_crds`."""
 
 NODE_NAME = "node-1"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
@@ -109,6 +113,12 @@ class Node(Containerd):
         file = self.directory / f"{secrets.token_hex(4)}.json"
         file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
         self.kubectl("apply", f"--filename={file}")
+
+    def create_crds(self) -> None:
+        """Create the CustomResourceDefinitions of the Prometheus operator and of Cilium, but not their controllers."""
+        files = [f"--filename={cache_directory() / name}" for name in CRDS]
+        self.kubectl("apply", "--server-side", *files)  # one is too large for the annotation of `apply` alone
+        self.kubectl("wait", "--for=condition=Established", *files)
 
     def helm(self, *args: str, timeout: float = 180, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run Helm as an administrator; with `check`, a failure raises CommandError with its output."""
