@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.kubernetes.rendering import CHART
+from tests.kubernetes.rendering import CHART, DISTRIBUTIONS
 
 Schema = dict[str, Any]
 SCHEMA: Schema = json.loads((CHART / "values.schema.json").read_text())
@@ -70,6 +70,7 @@ def _texts(values: tuple[str, ...]) -> Choose:
 
 
 _CHOICES: dict[str, Choose] = {
+    "distribution": _one(*DISTRIBUTIONS),
     "containerd.socket": _one("", "/run/a/b.sock", "/run/a b #c/1e3"),
     "config": lambda rng: {name: rng.choice(parts) for name, parts in _CONFIGS if rng.random() < 0.5},
     "existingConfigMap": _one("", *_NAMES),

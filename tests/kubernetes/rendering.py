@@ -20,12 +20,12 @@ from tests.testbed.process import run
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "whalebridge"
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 DISTRIBUTIONS = {
-    "containerd": "/run/containerd/containerd.sock",
-    "k3s": "/run/k3s/containerd/containerd.sock",
-    "rke2": "/run/k3s/containerd/containerd.sock",
-    "microk8s": "/var/snap/microk8s/common/run/containerd.sock",
+    **dict.fromkeys(
+        ("containerd", "aks", "bottlerocket", "eks", "gke-cos", "talos"), "/run/containerd/containerd.sock"
+    ),
+    **dict.fromkeys(("k3s", "rke2"), "/run/k3s/containerd/containerd.sock"),
     "k0s": "/run/k0s/containerd.sock",
-    "bottlerocket": "/run/containerd/containerd.sock",
+    "microk8s": "/var/snap/microk8s/common/run/containerd.sock",
 }
 
 FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "CiliumNetworkPolicy"}

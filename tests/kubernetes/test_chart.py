@@ -95,6 +95,21 @@ def test_chart_mounts_socket_directory_of_distribution(distribution: str, socket
         assert mounts(manifests, "bridge")["proxy" if proxy else "containerd"] == str(Path(socket).parent)
 
 
+@pytest.mark.parametrize("distribution", ["cri-o", "docker", "fargate", "gke-autopilot", "openshift"])
+def test_chart_rejects_distribution_without_containerd(distribution: str) -> None:
+    for values in ({}, {"containerd.socket": "/run/other/containerd.sock"}):
+        with pytest.raises(
+            CommandError, match=rf"distribution: {distribution} is not supported: .+; (use|change) .+\."
+        ):
+            render({"distribution": distribution, **values})
+
+
+def test_chart_names_supported_distributions() -> None:
+    with pytest.raises(CommandError) as caught:
+        render({"distribution": "minikube"})
+    assert f"minikube is unknown; use one of {', '.join(sorted(DISTRIBUTIONS))}, and set" in caught.value.result.stderr
+
+
 def test_chart_mounts_containerd_socket_only_in_proxy() -> None:
     manifests = render()
     assert "containerd" not in mounts(manifests, "bridge")

@@ -169,18 +169,40 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{- /* The path of the socket in each distribution. */}}
-{{- define "whalebridge.sockets" -}}
+{{- /* The path of containerd's socket in each distribution, or why whalebridge cannot run there and what to do. */}}
+{{- define "whalebridge.distributions" -}}
 containerd: /run/containerd/containerd.sock
-k3s: /run/k3s/containerd/containerd.sock
-rke2: /run/k3s/containerd/containerd.sock
-microk8s: /var/snap/microk8s/common/run/containerd.sock
-k0s: /run/k0s/containerd.sock
+aks: /run/containerd/containerd.sock
 bottlerocket: /run/containerd/containerd.sock
+eks: /run/containerd/containerd.sock
+gke-cos: /run/containerd/containerd.sock
+k0s: /run/k0s/containerd.sock
+k3s: /run/k3s/containerd/containerd.sock
+microk8s: /var/snap/microk8s/common/run/containerd.sock
+rke2: /run/k3s/containerd/containerd.sock
+talos: /run/containerd/containerd.sock
+cri-o: these nodes run CRI-O and have no containerd; use nodes with containerd
+docker: the pods' containers are not in containerd's Kubernetes namespace; change the nodes' container runtime to containerd
+fargate: there is no node with a containerd to mount; use managed node groups (eks), and the pods avoid Fargate
+gke-autopilot: it allows hostPath volumes only below /var/log; use a Standard cluster (gke-cos)
+openshift: its nodes run CRI-O and have no containerd; use a distribution with containerd
 {{- end }}
 
 {{- define "whalebridge.socket" -}}
-{{- default (get (include "whalebridge.sockets" . | fromYaml) .Values.distribution) .Values.containerd.socket }}
+{{- $distributions := include "whalebridge.distributions" . | fromYaml }}
+{{- $socket := get $distributions .Values.distribution }}
+{{- if not $socket }}
+{{- $supported := list }}
+{{- range $name, $value := $distributions }}
+{{- if hasPrefix "/" $value }}
+{{- $supported = append $supported $name }}
+{{- end }}
+{{- end }}
+{{- printf "distribution: %s is unknown; use one of %s, and set containerd.socket if its path differs." .Values.distribution (join ", " $supported) | fail }}
+{{- else if not (hasPrefix "/" $socket) }}
+{{- printf "distribution: %s is not supported: %s." .Values.distribution $socket | fail }}
+{{- end }}
+{{- default $socket .Values.containerd.socket }}
 {{- end }}
 
 {{- /* The mount of the socket's directory. containerd's own mounts are below it, such as the root file systems and /dev/shm
