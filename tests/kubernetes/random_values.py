@@ -103,6 +103,9 @@ _CHOICES: dict[str, Choose] = {
     "nameOverride": _one("", "a", "a" * 63),
     "fullnameOverride": _one("", "a", "a" * 70),
     "extraEnv": _some({"name": "A", "value": "1e3"}, {"name": "WHALEBRIDGE_HOST", "value": "{{ .Release.Name }}"}),
+    "extraEnvFrom": _some(
+        {"configMapRef": {"name": "1e3"}, "prefix": "A_"}, {"secretRef": {"name": "{{ 7 }}", "optional": True}}
+    ),
     "extraVolumes": _some({"name": "more", "emptyDir": {}}, {"name": "state", "emptyDir": {"sizeLimit": "1Gi"}}),
     "extraVolumeMounts": _some({"name": "state", "mountPath": "/more"}),
     "extraPodSpec": _one({}, *_POD_SPECS),

@@ -134,6 +134,17 @@ def test_chart_passes_credentials_only_to_bridge() -> None:
         assert "envFrom" not in containers(manifests)[name]
 
 
+def test_chart_adds_sources_of_environment_to_bridge() -> None:
+    more = [{"configMapRef": {"name": "{{ .Release.Name }}-more"}, "prefix": "A_"}, {"secretRef": {"name": "1e3"}}]
+    values = {"existingSecrets.env": ["first"], "extraEnvFrom": more, "networkPolicy.brokerPorts": [4222]}
+    by_name = containers(render(values))
+    rendered = [{"configMapRef": {"name": "whalebridge-more"}, "prefix": "A_"}, {"secretRef": {"name": "1e3"}}]
+    assert by_name["bridge"]["envFrom"] == [{"secretRef": {"name": "first"}}, *rendered]
+    assert not any("envFrom" in container for name, container in by_name.items() if name != "bridge")
+    with pytest.raises(CommandError, match=r"set networkPolicy\.brokerPorts"):
+        render({"extraEnvFrom": more})
+
+
 RETIRE: dict[str, Any] = {
     "retire": {"enabled": True, "schedule": "@hourly", "staleFor": "6h", "sink": "main"},
     "config": {"sinks": {"main": NATS}},
@@ -780,6 +791,8 @@ def test_chart_names_value_that_older_chart_lacks(name: str) -> None:
         ("livenessProbe", {"httpGet": {}}, "httpGet"),
         ("networkPolicy", {"brokers": [{"ipblock": {}}]}, "ipblock"),
         ("extraEnv", [{"nam": "x"}], "nam"),
+        ("extraEnvFrom", [{"configMapRef": {"nam": "x"}}], "nam"),
+        ("extraEnvFrom", [{"prefix": "A_"}], "extraEnvFrom"),
         ("config", {"sink": {}}, "sink"),
         ("config", {"log": {"levels": "debug"}}, "levels"),
         ("config", {"log": {"level": "loud"}}, "level"),

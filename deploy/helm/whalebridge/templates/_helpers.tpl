@@ -316,7 +316,7 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 
 {{- /* Whether sinks may be set where this chart cannot read their ports. */}}
 {{- define "whalebridge.hasHiddenSinks" -}}
-{{- $hidden := or .Values.existingSecrets.env .Values.existingConfigMap | empty | not }}
+{{- $hidden := or .Values.existingSecrets.env .Values.extraEnvFrom .Values.existingConfigMap | empty | not }}
 {{- range .Values.extraEnv }}
 {{- $hidden = or $hidden (hasPrefix "WHALEBRIDGE_SINKS" .name) }}
 {{- end }}

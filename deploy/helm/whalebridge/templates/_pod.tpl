@@ -68,11 +68,14 @@ containers:
     args: [run, --config, /etc/whalebridge/config.yaml]
     env:
       {{- include "whalebridge.settings" . | nindent 6 }}
-    {{- with .Values.existingSecrets.env }}
+    {{- if or .Values.existingSecrets.env .Values.extraEnvFrom }}
     envFrom:
-      {{- range . }}
+      {{- range .Values.existingSecrets.env }}
       - secretRef:
           name: {{ . | quote }}
+      {{- end }}
+      {{- range .Values.extraEnvFrom }}
+      - {{ include "whalebridge.rendered" (dict "value" . "context" $) }}
       {{- end }}
     {{- end }}
     ports:
