@@ -52,6 +52,13 @@ _POD_SPECS = (
     {"containers": [{"name": "bridge", "env": [{"name": "A", "value": "{{ 1 }}"}]}, {"name": "b", "image": "b"}]},
     {"volumes": [{"name": "state", "emptyDir": {}}, {"name": "b", "configMap": {"name": "1e3"}}]},
 )
+_LIMITS = {
+    "sampleLimit": 5_000_000,
+    "labelLimit": 64,
+    "attachMetadata": {"node": True},
+    "jobLabel": "{{ .Release.Name }}",
+}
+_ENDPOINT = {"port": "http", "honorTimestamps": False, "relabelings": [{"targetLabel": "a", "replacement": "1e3"}]}
 
 Choose = Callable[[random.Random], Any]
 
@@ -96,6 +103,8 @@ _CHOICES: dict[str, Choose] = {
     "networkPolicy.extraEgress": _some({"ports": [{"port": 443, "protocol": "TCP"}]}, {"to": [_POD_SELECTOR]}),
     "podMonitor.metricRelabelings": _some({"action": "labeldrop", "regex": "1e3"}),
     "serviceMonitor.metricRelabelings": _some({"action": "labeldrop", "regex": "1e3"}),
+    "podMonitor.extraSpec": _one({}, _LIMITS, {"podMetricsEndpoints": [_ENDPOINT]}),
+    "serviceMonitor.extraSpec": _one({}, _LIMITS, {"endpoints": [_ENDPOINT, {"port": "more"}]}),
     "prometheusRule.disabledAlerts": _some("WhalebridgeDown", "WhalebridgeAbsent"),
     "prometheusRule.additionalRules": _some({"record": "a", "expr": "1e3"}, {"alert": "A", "expr": "{{ x }}"}),
     "prometheusRule.severities": _one({}, {"WhalebridgeDown": "info"}),

@@ -595,6 +595,22 @@ def test_chart_monitor_has_options_of_its_endpoint(kind: str) -> None:
         assert endpoint == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "endpoints"), [("podMonitor", "podMetricsEndpoints"), ("serviceMonitor", "endpoints")]
+)
+def test_chart_monitor_spec_is_merged_last(kind: str, endpoints: str) -> None:
+    fields = {"sampleLimit": 5_000_000, "attachMetadata": {"node": True}, "jobLabel": "{{ .Release.Name }}"}
+    items: list[dict[str, Any]] = [{"port": "http", "path": "/other", "honorTimestamps": False}, {"port": "more"}]
+    base, spec = (
+        find_one(render({kind: {"enabled": True, "extraSpec": extra}}), kind[0].upper() + kind[1:])["spec"]
+        for extra in ({}, {**fields, endpoints: items})
+    )
+    assert spec == base | fields | {
+        "jobLabel": "whalebridge",
+        endpoints: [{**base[endpoints][0], **items[0]}, items[1]],
+    }
+
+
 def rules_of(manifests: list[Manifest]) -> list[dict[str, Any]]:
     alerts, recorded = find_one(manifests, "PrometheusRule")["spec"]["groups"]
     assert recorded == yaml.safe_load((CHART / "files" / "rules.yaml").read_text())["groups"][1]

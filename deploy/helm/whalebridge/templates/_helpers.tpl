@@ -44,10 +44,12 @@
 {{- end }}
 
 {{- /* Two values as JSON, the second over the first: maps are merged; in lists, items of the same name (mountPath for
-       volumeMounts) are replaced, those of containers and initContainers merged, and the others appended; lists without
-       names, and all other values, are replaced. Takes "base", "over", and the "name" of the value. */}}
+       volumeMounts, port for endpoints) are replaced, those of containers, initContainers and endpoints merged, and the
+       others appended; lists without names, and all other values, are replaced. Takes "base", "over", and the "name" of
+       the value. */}}
 {{- define "whalebridge.merged" -}}
-{{- $key := ternary "mountPath" "name" (eq .name "volumeMounts") }}
+{{- $keys := dict "volumeMounts" "mountPath" "endpoints" "port" "podMetricsEndpoints" "port" }}
+{{- $key := get $keys .name | default "name" }}
 {{- $named := and (kindIs "slice" .base) (kindIs "slice" .over) }}
 {{- if $named }}
 {{- range concat .base .over }}
@@ -73,7 +75,7 @@
 {{- $item := . | toJson }}
 {{- if hasKey $over (get . $key) }}
 {{- $item = get $over (get . $key) | toJson }}
-{{- if has $.name (list "containers" "initContainers") }}
+{{- if has $.name (list "containers" "initContainers" "endpoints" "podMetricsEndpoints") }}
 {{- $item = include "whalebridge.merged" (dict "base" . "over" (get $over (get . $key)) "name" "") }}
 {{- end }}
 {{- $over = omit $over (get . $key) }}
@@ -349,28 +351,35 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- end }}
 {{- end }}
 
-{{- /* The metrics endpoint of a PodMonitor or ServiceMonitor, from its values. */}}
-{{- define "whalebridge.metricsEndpoint" -}}
-port: http
-path: /metrics
-{{- with .interval }}
-interval: {{ . | quote }}
-{{- end }}
-{{- with .scrapeTimeout }}
-scrapeTimeout: {{ . | quote }}
-{{- end }}
-{{- if .honorLabels }}
-honorLabels: true
-{{- end }}
-relabelings: # the labels that the alerts and the dashboard expect
-  - targetLabel: job
-    replacement: whalebridge
-  - sourceLabels: [__meta_kubernetes_pod_node_name]
-    targetLabel: instance
-{{- with .metricRelabelings }}
-metricRelabelings:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- /* The spec of a PodMonitor or ServiceMonitor, without extraSpec. Takes "values", "endpoints" (the name of the list of
+       endpoints) and "context". */}}
+{{- define "whalebridge.monitorSpec" -}}
+namespaceSelector:
+  matchNames: [{{ include "whalebridge.namespace" .context | quote }}]
+selector:
+  matchLabels:
+    {{- include "whalebridge.selectorLabels" .context | nindent 4 }}
+{{ .endpoints }}:
+  - port: http
+    path: /metrics
+    {{- with .values.interval }}
+    interval: {{ . | quote }}
+    {{- end }}
+    {{- with .values.scrapeTimeout }}
+    scrapeTimeout: {{ . | quote }}
+    {{- end }}
+    {{- if .values.honorLabels }}
+    honorLabels: true
+    {{- end }}
+    relabelings: # the labels that the alerts and the dashboard expect
+      - targetLabel: job
+        replacement: whalebridge
+      - sourceLabels: [__meta_kubernetes_pod_node_name]
+        targetLabel: instance
+    {{- with .values.metricRelabelings }}
+    metricRelabelings:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
 {{- end }}
 
 {{- /* Name of the ConfigMap with config.yaml. */}}
