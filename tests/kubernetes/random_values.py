@@ -33,10 +33,10 @@ _AFFINITIES = (
     {"podAntiAffinity": {_REQUIRED: [{"topologyKey": "a", "labelSelector": {"matchExpressions": [_EXPRESSION]}}]}},
 )
 _SINKS = (
-    "nats://a:4222/s",
-    "kafkas://a,b:9093/t",
-    {"type": "nats", "servers": ["a", "b:4333"], "subject_prefix": "1e3"},
-    {"type": "kafka", "bootstrap_servers": ["a:9092", "b"], "topic": "0123"},
+    "nats://a.test:4222/s",
+    "kafkas://192.0.2.1,b.test:9093/t",
+    {"type": "nats", "servers": ["a.test", "[2001:db8::1]:4333"], "subject_prefix": "1e3"},
+    {"type": "kafka", "bootstrap_servers": ["a.test:9092", "b.test"], "topic": "0123"},
     {"type": "stdout"},
 )
 _CONFIGS: tuple[tuple[str, tuple[Any, ...]], ...] = (
@@ -100,6 +100,7 @@ _CHOICES: dict[str, Choose] = {
     "updateStrategy.maxUnavailable": _one(1, 1_000_000, "10%", "100%"),
     "serviceAccount.name": _one("", *_NAMES),
     "networkPolicy.brokerPorts": _some(1, 4222, 65_535),
+    "networkPolicy.brokerNames": _one(["*.example.net"], ["a_1.Example.net.", "**.b.test", "1e3.test"]),
     "networkPolicy.extraEgress": _some({"ports": [{"port": 443, "protocol": "TCP"}]}, {"to": [_POD_SELECTOR]}),
     "podMonitor.metricRelabelings": _some({"action": "labeldrop", "regex": "1e3"}),
     "serviceMonitor.metricRelabelings": _some({"action": "labeldrop", "regex": "1e3"}),
@@ -145,7 +146,9 @@ def valid_values(seed: int) -> dict[str, Any]:
         values.pop("config", None)
     if values.get("podMonitor", {}).get("enabled"):
         values.setdefault("serviceMonitor", {})["enabled"] = False
-    values.setdefault("networkPolicy", {})["brokerPorts"] = [9094]  # required for sinks that the chart cannot read
+    policy = values.setdefault("networkPolicy", {})
+    policy["brokerPorts"] = [9094]  # this and names are required for sinks that the chart cannot read
+    policy.setdefault("brokerNames", ["a.example.net"])
     return values
 
 

@@ -329,6 +329,71 @@ def ports(manifests: list[Manifest]) -> list[set[int]]:
     return [{port["port"] for port in rule["ports"]} for rule in egress]
 
 
+CILIUM: dict[str, Any] = {
+    "networkPolicy": {"flavor": "cilium"},
+    "config": {"sinks": {"nats": "nats://b.example.net:4333,192.0.2.1/s", "other": "nats://[2001:db8::1]/s"}},
+}
+
+
+def test_chart_cilium_policy_allows_brokers_by_name() -> None:
+    manifests = render(CILIUM | {"networkPolicy.brokerNames": ["*.b.example.net"], "networkPolicy.brokerPorts": [9094]})
+    dns, by_name = find_one(manifests, "CiliumNetworkPolicy")["spec"]["egress"]
+    (dns_ports,) = dns["toPorts"]
+    assert {each["port"] for each in dns_ports["ports"]} == {"53", "1053", "8053"}
+    assert dns_ports["rules"] == {"dns": [{"matchPattern": "*"}]}
+    assert by_name["toFQDNs"] == [{"matchPattern": "*.b.example.net"}, {"matchName": "b.example.net"}]
+    tcp = {"4222", "4333", "9094"}
+    assert by_name["toPorts"] == [{"ports": [{"port": port, "protocol": "TCP"} for port in sorted(tcp)]}]
+    # Rules for DNS here would take precedence over those above, and Cilium would not learn the addresses.
+    (by_address,) = find_one(manifests, "NetworkPolicy")["spec"]["egress"]
+    assert [each["ipBlock"]["cidr"] for each in by_address["to"]] == ["192.0.2.1/32", "2001:db8::1/128"]
+    assert {str(each["port"]) for each in by_address["ports"]} == tcp
+
+
+def test_chart_cilium_policy_admits_probes_of_kubelet() -> None:
+    peers = [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]
+    manifests = render(CILIUM | {"networkPolicy.ingressFrom": peers, "http.port": 9500})
+    policy, cilium = (find_one(manifests, kind)["spec"] for kind in ("NetworkPolicy", "CiliumNetworkPolicy"))
+    port = {"port": "9500", "protocol": "TCP"}
+    assert cilium["ingress"] == [{"fromEntities": ["host"], "toPorts": [{"ports": [port]}]}]
+    assert policy["ingress"] == [{"ports": [{"port": 9500, "protocol": "TCP"}], "from": peers}]
+    labels = find_one(manifests, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"] == cilium["endpointSelector"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_chart_cilium_policies_cover_pod_that_retires() -> None:
+    manifests = render(RETIRE | CILIUM)
+    bridge, retire = [each["spec"] for each in manifests if each["kind"] == "CiliumNetworkPolicy"]
+    template = find_one(manifests, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]
+    assert retire["endpointSelector"]["matchLabels"] == template["metadata"]["labels"]
+    assert (retire["egress"], "ingress" in retire) == (bridge["egress"], False)
+
+
+def test_chart_cilium_policy_allows_brokers_in_cluster() -> None:
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "nats"}}}]
+    values: dict[str, Any] = {"networkPolicy.flavor": "cilium", "config.sinks.main": "nats://nats.nats.svc:4222/s"}
+    (rule,) = find_one(render(values | {"networkPolicy.brokers": peers}), "NetworkPolicy")["spec"]["egress"]
+    assert rule == {"ports": [{"port": 4222, "protocol": "TCP"}], "to": peers}
+    with pytest.raises(CommandError, match=r"pods, such as those of nats.nats.svc: set networkPolicy.brokers"):
+        render(values)
+
+
+def test_chart_rejects_cilium_policy_without_names_of_brokers() -> None:
+    values = {"networkPolicy.flavor": "cilium", "networkPolicy.brokerPorts": [9092], "existingConfigMap": "own"}
+    with pytest.raises(CommandError, match=r"DNS only: set networkPolicy\.brokerNames"):
+        render(values)
+    manifests = render(values | {"networkPolicy.brokerNames": ["a.example.net"]})
+    assert "egress" not in find_one(manifests, "NetworkPolicy")["spec"]
+    assert len(find_one(manifests, "CiliumNetworkPolicy")["spec"]["egress"]) == 2
+
+
+def test_chart_cilium_policy_exists_only_on_request() -> None:
+    disabled = {**CILIUM, "networkPolicy.enabled": False}
+    for values in ({}, disabled):
+        assert "CiliumNetworkPolicy" not in {each["kind"] for each in render(values)}
+
+
 def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
     return {each["name"]: each["mountPath"] for each in containers(manifests)[container]["volumeMounts"]}
 
@@ -806,6 +871,9 @@ def test_chart_names_value_that_older_chart_lacks(name: str) -> None:
         ("updateStrategy", {"maxSurge": 1}, "maxSurge"),
         ("livenessProbe", {"httpGet": {}}, "httpGet"),
         ("networkPolicy", {"brokers": [{"ipblock": {}}]}, "ipblock"),
+        ("networkPolicy", {"flavor": "calico"}, "flavor"),
+        ("networkPolicy", {"brokerNames": ["a b"]}, "brokerNames"),
+        ("podMonitor", {"interval": "30s1m"}, "interval"),
         ("extraEnv", [{"nam": "x"}], "nam"),
         ("extraEnvFrom", [{"configMapRef": {"nam": "x"}}], "nam"),
         ("extraEnvFrom", [{"prefix": "A_"}], "extraEnvFrom"),

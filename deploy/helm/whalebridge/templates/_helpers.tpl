@@ -289,9 +289,9 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- toYaml $resources }}
 {{- end }}
 
-{{- /* The ports of the brokers in config.sinks, from settings or URLs, one per line. */}}
-{{- define "whalebridge.brokerPorts" -}}
-{{- $ports := dict }}
+{{- /* The brokers in config.sinks as HOST:PORT, from settings or URLs, one per line. */}}
+{{- define "whalebridge.brokers" -}}
+{{- $brokers := list }}
 {{- range .Values.config.sinks }}
 {{- $defaultPort := "" }}
 {{- $servers := list }}
@@ -306,14 +306,52 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- $servers = ternary (splitList "," (toString $configured)) $configured (kindIs "string" $configured) }}
 {{- end }}
 {{- range $servers }}
-{{- $port := regexFind ":[0-9]+$" . | trimPrefix ":" }}
-{{- $_ := set $ports (default $defaultPort $port) true }}
+{{- $brokers = append $brokers (regexMatch ":[0-9]+$" . | ternary . (printf "%s:%s" . $defaultPort)) }}
 {{- end }}
+{{- end }}
+{{- join "\n" $brokers }}
+{{- end }}
+
+{{- /* The ports of all brokers, one per line. */}}
+{{- define "whalebridge.brokerPorts" -}}
+{{- $ports := list }}
+{{- range include "whalebridge.brokers" . | splitList "\n" | compact }}
+{{- $ports = append $ports (regexFind "[0-9]+$" .) }}
 {{- end }}
 {{- range .Values.networkPolicy.brokerPorts }}
-{{- $_ := set $ports (. | int64 | toString) true }}
+{{- $ports = append $ports (. | int64 | toString) }}
 {{- end }}
-{{- keys $ports | sortAlpha | join "\n" }}
+{{- $ports | uniq | sortAlpha | join "\n" }}
+{{- end }}
+
+{{- /* The host names of all brokers, with networkPolicy.brokerNames, one per line. */}}
+{{- define "whalebridge.brokerNames" -}}
+{{- $names := default list .Values.networkPolicy.brokerNames }}
+{{- range include "whalebridge.brokers" . | splitList "\n" | compact }}
+{{- $host := regexReplaceAll ":[0-9]+$" . "" }}
+{{- if not (regexMatch "^([0-9.]+|\\[.*\\])$" $host) }}
+{{- $names = append $names $host }}
+{{- end }}
+{{- end }}
+{{- $names | uniq | sortAlpha | join "\n" }}
+{{- end }}
+
+{{- /* The brokers as peers of a NetworkPolicy: networkPolicy.brokers and, with Cilium, those in config.sinks by address. */}}
+{{- define "whalebridge.brokerPeers" -}}
+{{- $peers := default list .Values.networkPolicy.brokers }}
+{{- if eq .Values.networkPolicy.flavor "cilium" }}
+{{- range include "whalebridge.brokers" . | splitList "\n" | compact }}
+{{- $host := regexReplaceAll ":[0-9]+$" . "" }}
+{{- if hasPrefix "[" $host }}
+{{- $peers = append $peers (dict "ipBlock" (dict "cidr" (printf "%s/128" (trimAll "[]" $host)))) }}
+{{- else if regexMatch "^[0-9.]+$" $host }}
+{{- $peers = append $peers (dict "ipBlock" (dict "cidr" (printf "%s/32" $host))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $peers | uniq }}
+{{- toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- /* Whether sinks may be set where this chart cannot read their ports. */}}
@@ -325,29 +363,65 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- ternary "true" "" $hidden }}
 {{- end }}
 
-{{- /* The egress rules of all pods. */}}
+{{- /* The ports of DNS pods, where policies apply: usually 53, but 1053 in vcluster, and 8053 in Gardener. */}}
+{{- define "whalebridge.dnsPorts" -}}
+53,1053,8053
+{{- end }}
+
+{{- /* The egress rules of the NetworkPolicies. With Cilium, other rules allow DNS and the brokers by name. */}}
 {{- define "whalebridge.egress" -}}
+{{- $cilium := eq .Values.networkPolicy.flavor "cilium" }}
+{{- $ports := include "whalebridge.brokerPorts" . | splitList "\n" | compact }}
+{{- $peers := include "whalebridge.brokerPeers" . }}
+{{- if not $cilium }}
 - ports:
-    # The ports of DNS pods, where policies apply: usually 53, but 1053 in vcluster, and 8053 in Gardener.
-    {{- range list 53 1053 8053 }}
+    {{- range include "whalebridge.dnsPorts" . | splitList "," }}
     - port: {{ . }}
       protocol: UDP
     - port: {{ . }}
       protocol: TCP
     {{- end }}
-{{- with include "whalebridge.brokerPorts" . }}
+{{- end }}
+{{- if and $ports (or $peers (not $cilium)) }}
 - ports:
-    {{- range splitList "\n" . }}
+    {{- range $ports }}
     - port: {{ . }}
       protocol: TCP
     {{- end }}
-  {{- with $.Values.networkPolicy.brokers }}
+  {{- with $peers }}
   to:
-    {{- toYaml . | nindent 4 }}
+    {{- . | nindent 4 }}
   {{- end }}
 {{- end }}
 {{- with .Values.networkPolicy.extraEgress }}
 {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- end }}
+
+{{- /* The egress rules of the CiliumNetworkPolicies: DNS, and the brokers by name. */}}
+{{- define "whalebridge.ciliumEgress" -}}
+- toPorts:
+    - ports:
+        {{- range include "whalebridge.dnsPorts" . | splitList "," }}
+        - port: {{ . | quote }}
+          protocol: ANY
+        {{- end }}
+      rules: # with these, Cilium reads the responses, which have the addresses for toFQDNs
+        dns:
+          - matchPattern: "*"
+{{- $names := include "whalebridge.brokerNames" . | splitList "\n" | compact }}
+{{- $ports := include "whalebridge.brokerPorts" . | splitList "\n" | compact }}
+{{- if and $names $ports }}
+- toFQDNs:
+    {{- range $names }}
+    - {{ contains "*" . | ternary "matchPattern" "matchName" }}: {{ . | quote }}
+    {{- end }}
+  toPorts:
+    - ports:
+        {{- range $ports }}
+        - port: {{ . | quote }}
+          protocol: TCP
+        {{- end }}
 {{- end }}
 {{- end }}
 
