@@ -32,6 +32,12 @@ COPIES = (
     "deploy/systemd/whalebridge.service",
     "deploy/systemd/whalebridge-proxy.service",
 )
+ICON = "docs/images/icon.svg"
+LINKS = {  # of the chart; {} is the tag of the release
+    "Documentation": "blob/{}/docs/kubernetes.md",
+    "Changelog": "blob/{}/CHANGELOG.md",
+    "Issues": "issues",
+}
 SHELLS = ("bash", "fish", "zsh")
 CHECKSUMS = "SHA256SUMS"
 
@@ -40,7 +46,7 @@ def main() -> int:
     """Build all files in an empty directory, and print their names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="directory, which is replaced")
-    parser.add_argument("--repository", metavar="URL", help="sources of the chart, to which alerts link")
+    parser.add_argument("--repository", metavar="URL", help="repository, to which chart and alerts link")
     parser.add_argument("--image", metavar="REGISTRY/NAME", help="image of the chart, whose tag is the version")
     options = parser.parse_args()
     output: Path = options.output.resolve()
@@ -96,11 +102,16 @@ def build(source: Path, output: Path, repository: str | None, image: str | None)
 
 
 def release_chart(source: Path, repository: str | None, image: str | None) -> None:
-    """Add to the chart where its source code and its image are."""
+    """Add to the chart where its source code, its documents and its image are."""
     path = source / CHART / "Chart.yaml"
     metadata = yaml.safe_load(path.read_text())
     if repository:
-        metadata |= {"home": repository, "sources": [repository]}
+        tag = f"v{metadata['appVersion']}"
+        metadata |= {"home": repository, "sources": [repository], "icon": f"{repository}/raw/{tag}/{ICON}"}
+        for maintainer in metadata["maintainers"]:
+            maintainer["url"] = repository
+        links = [{"name": name, "url": f"{repository}/{path.format(tag)}"} for name, path in LINKS.items()]
+        metadata["annotations"]["artifacthub.io/links"] = yaml.safe_dump(links, sort_keys=False)
     if image:
         values = source / CHART / "values.yaml"
         text = values.read_text()

@@ -115,6 +115,13 @@ def test_release_chart_refers_to_image_and_repository(
     assert "0 chart(s) failed" in helm("lint", "--strict", chart)
     metadata = yaml.safe_load(helm("show", "chart", chart))
     assert (metadata["home"], metadata["sources"]) == (REPOSITORY, [REPOSITORY])
+    assert [maintainer["url"] for maintainer in metadata["maintainers"]] == [REPOSITORY]
+    links = {each["name"]: each["url"] for each in yaml.safe_load(metadata["annotations"]["artifacthub.io/links"])}
+    assert links.pop("Issues") == f"{REPOSITORY}/issues"
+    for url in (metadata["icon"], *links.values()):
+        kind, tag, path = url.removeprefix(f"{REPOSITORY}/").split("/", 2)
+        assert (kind, tag) == ("raw" if path.endswith(".svg") else "blob", f"v{__version__}")
+        assert (ROOT / path).is_file()
     images = yaml.safe_load(metadata["annotations"]["artifacthub.io/images"])
     assert images == [{"name": "whalebridge", "image": f"{IMAGE}:{__version__}"}]
 
