@@ -49,7 +49,7 @@ class BlockingWorker:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._unfinished.add(done)
-        done.add_done_callback(self._unfinished.discard)
+        done.add_done_callback(self._forget)
 
         def job() -> None:
             result: T | None = None
@@ -66,6 +66,11 @@ class BlockingWorker:
 
         self._calls.put(job)
         return await asyncio.shield(done)
+
+    def _forget(self, done: asyncio.Future[Any]) -> None:
+        self._unfinished.discard(done)
+        if not done.cancelled():
+            done.exception()  # asyncio would report the error of a call whose caller was canceled
 
     async def close(self, seconds: float = 0) -> None:
         """End the thread after the calls so far, and wait for them for ``seconds``; a stuck thread is abandoned."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator
 
@@ -59,6 +60,26 @@ async def test_blocking_worker_translates_only_os_errors() -> None:
     with pytest.raises(FileNotFoundError):
         await plain.run(lambda: open("/nothing/here"))  # noqa: SIM115
     await plain.close()
+
+
+async def test_error_of_canceled_caller_is_not_reported(hanging_call: HangingCall) -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context))
+    worker = BlockingWorker("test")
+
+    def fail() -> int:
+        hanging_call()
+        raise BrokenPipeError
+
+    caller = asyncio.create_task(worker.run(fail))
+    await asyncio.to_thread(hanging_call.started.wait, 60)
+    caller.cancel()
+    await asyncio.wait([caller])
+    hanging_call.release.set()
+    await worker.close(60)
+    del caller
+    gc.collect()
+    assert reported == []
 
 
 async def test_blocking_worker_finishes_call_of_canceled_caller(hanging_call: HangingCall) -> None:
