@@ -96,6 +96,7 @@ class ContainerdClient:
         self._connection: Connection | None = None
         self._peer: Peer | None = None
         self._was_containerd = False
+        self._proxied = False
         self._streams: WeakSet[ContainerdEventStream] = WeakSet()
         self._wait_calls: WeakSet[ContainerdWaitCalls] = WeakSet()
 
@@ -120,7 +121,8 @@ class ContainerdClient:
             peer = await self._connect()
             version = await self._call(methods.VERSION, Empty())
             server = await self._get_server()
-            pid = server.proxied_pid if server.HasField("proxied_pid") else peer.pid
+            self._proxied = server.HasField("proxied_pid")
+            pid = server.proxied_pid if self._proxied else peer.pid
             engine = Engine(id=server.uuid, version=version.version, api=self.path, pid=pid)
         except BridgeError as error:
             raise self._classified(error) from error
@@ -336,7 +338,7 @@ class ContainerdClient:
 
     def wait_calls(self) -> ContainerdWaitCalls:
         """Return calls that wait for exits; they are closed with the client."""
-        calls = ContainerdWaitCalls(self.path)
+        calls = ContainerdWaitCalls(self.path, proxied=self._proxied)
         self._wait_calls.add(calls)
         return calls
 

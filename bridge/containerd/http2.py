@@ -4,9 +4,9 @@ gRPC's library drops messages that it has received as soon as the connection end
 30 KiB. Here, everything that the socket holds is passed on before a call ends, and a call is one small object.
 
 ``GrpcProtocol`` does no I/O: it has the frames, header blocks and windows of HTTP/2 (RFC 9113) that a client of gRPC
-needs. A stream has no state except its call, because a call has one request message, and a response whose end is all
-that follows from its frames. Header blocks do without HPACK's dynamic table (RFC 7541), in both directions: so most of
-them are equal byte by byte, and are encoded and decoded once. ``GrpcConnection`` is the socket.
+needs. A stream has no state except its call and unsent messages, because a call has one response, whose end is all that
+follows from its frames. Header blocks do without HPACK's dynamic table (RFC 7541), in both directions: so most of them
+are equal byte by byte, and are encoded and decoded once. ``GrpcConnection`` is the socket.
 
 Invariants:
 - Every call ends with exactly one ``Call.end``, at the latest when the connection ends, even if the peer sends garbage.
@@ -126,13 +126,18 @@ class _Request(NamedTuple):
     method: str
     message: bytes
     metadata: Metadata
+    ends: bool
 
 
 class _Body(msgspec.Struct):
-    """What the peer's flow control does not allow to send yet, and what it allows for the stream."""
+    """What the peer's flow control does not allow to send yet, and what it allows for the stream.
+
+    ``ends``: the stream ends when all is sent; otherwise, more messages may follow.
+    """
 
     unsent: bytes
     window: int
+    ends: bool
 
 
 class _HeaderBlock(msgspec.Struct):
@@ -187,13 +192,18 @@ class GrpcProtocol:
         """The number of calls that have not ended."""
         return len(self._calls) + len(self._queue)
 
-    def start(self, call: Call, method: str, message: bytes, metadata: Metadata = ()) -> None:
-        """Start a call with one request message, as soon as the peer allows another call."""
+    def start(self, call: Call, method: str, message: bytes, metadata: Metadata = (), *, ends: bool = True) -> None:
+        """Start a call as soon as the peer allows another one. ``ends``: it has only this request message."""
         if self.ended is not None or self._draining:
             call.end(self.ended or _SHUTTING_DOWN)
             return
-        self._queue.append(_Request(call, method, message, metadata))
+        self._queue.append(_Request(call, method, message, metadata, ends))
         self._advance()
+
+    def send(self, call: Call, message: bytes) -> None:
+        """Send another request message; the response of the call has begun."""
+        self._bodies[call.stream_id].unsent += _with_prefix(message)
+        self._send_body(call.stream_id)
 
     def receive(self, data: bytes) -> None:
         """Process bytes from the peer; all calls end if they violate the protocol."""
@@ -255,8 +265,7 @@ class GrpcProtocol:
         self._next_stream_id += 2
         self._calls[stream_id] = request.call
         self._send_frame(_HEADERS, _END_HEADERS, stream_id, _encode_headers(request.method, tuple(request.metadata)))
-        body = _MESSAGE_PREFIX.pack(0, len(request.message)) + request.message
-        self._bodies[stream_id] = _Body(body, self._initial_window)
+        self._bodies[stream_id] = _Body(_with_prefix(request.message), self._initial_window, request.ends)
         self._send_body(stream_id)
 
     def _send_bodies(self) -> None:
@@ -272,10 +281,11 @@ class GrpcProtocol:
             if size <= 0:
                 return
             part, body.unsent = body.unsent[:size], body.unsent[size:]
-            self._send_frame(_DATA, 0 if body.unsent else _END_STREAM, stream_id, part)
+            self._send_frame(_DATA, _END_STREAM if body.ends and not body.unsent else 0, stream_id, part)
             self._window -= size
             body.window -= size
-        del self._bodies[stream_id]
+        if body.ends:
+            del self._bodies[stream_id]
 
     def _send_frame(self, type_: int, flags: int = 0, stream_id: int = 0, payload: bytes = b"") -> None:
         size = len(payload)
@@ -498,12 +508,15 @@ class GrpcConnection:
         """The number of calls that have not ended."""
         return self._protocol.open_calls
 
-    def start(self, call: Call, method: str, message: bytes, metadata: Metadata = ()) -> None:
-        """Start a call without a deadline; ``message`` is its only request message."""
-        self._protocol.start(call, method, message, metadata)
-        if not self._flush_scheduled:  # calls that are started together share a write
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+    def start(self, call: Call, method: str, message: bytes, metadata: Metadata = (), *, ends: bool = True) -> None:
+        """Start a call without a deadline. ``ends``: it has only this request message."""
+        self._protocol.start(call, method, message, metadata, ends=ends)
+        self._schedule_flush()
+
+    def send(self, call: Call, message: bytes) -> None:
+        """Send another request message; the response of the call has begun."""
+        self._protocol.send(call, message)
+        self._schedule_flush()
 
     def pause(self, seconds: float) -> None:
         """Look at the socket after this time, instead of as soon as anything arrives."""
@@ -584,6 +597,12 @@ class GrpcConnection:
 
     # --- writing ---
 
+    def _schedule_flush(self) -> None:
+        """Write soon: calls and messages that are started together share a write."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         self._unsent += self._protocol.data_to_send()
@@ -632,6 +651,10 @@ def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes
     encoder = Encoder()
     encoder.header_table_size = 0
     return bytes(encoder.encode([NeverIndexedHeaderTuple(name, value) for name, value in headers]))
+
+
+def _with_prefix(message: bytes) -> bytes:
+    return _MESSAGE_PREFIX.pack(0, len(message)) + message
 
 
 def _decode_headers(block: bytes) -> Mapping[bytes, bytes]:

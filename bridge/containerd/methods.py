@@ -1,4 +1,4 @@
-"""containerd's gRPC methods that whalebridge calls, and the options of the channels to containerd."""
+"""containerd's and the proxy's gRPC methods that whalebridge calls, and the options of the channels to containerd."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bridge.containerd.protos import (
     namespaces_pb2,
     tasks_pb2,
     version_pb2,
+    waits_pb2,
 )
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.containerd.protos.events_pb2 import PublishResponse
@@ -71,6 +72,7 @@ TASKS = Method("/containerd.services.tasks.v1.Tasks/List", tasks_pb2.ListTasksRe
 TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, "get a task")
 IMAGE = Method("/containerd.services.images.v1.Images/Get", images_pb2.GetImageResponse, "get an image")
 WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task to exit")
+WAITS = Method("/whalebridge.proxy.v1.Waits/Wait", waits_pb2.WaitsResponse, "wait for tasks to exit")
 CRI_CONTAINERS = Method(
     "/runtime.v1.RuntimeService/ListContainers", cri_pb2.ListContainersResponse, "list CRI's exited containers"
 )

@@ -1,18 +1,24 @@
-"""Calls of ``Tasks.Wait``, which return when a task exits: thousands of them, on one connection of their own."""
+"""Calls of ``Tasks.Wait``, which return when a task exits: thousands of them, on one connection of their own.
+
+Through the proxy, all of them share one call of its own method, because each call costs it 50 KiB.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from bridge.containerd import decode
-from bridge.containerd.http2 import Call, GrpcConnection, Status
-from bridge.containerd.methods import NAMESPACE_HEADER, WAIT, is_valid_key
+from bridge.containerd.http2 import Call, GrpcConnection, Metadata, Status
+from bridge.containerd.methods import NAMESPACE_HEADER, WAIT, WAITS, is_valid_key
 from bridge.containerd.protos.tasks_pb2 import WaitRequest
+from bridge.containerd.protos.waits_pb2 import WaitsRequest, WaitsResponse
 from bridge.containerd.rpc_errors import from_status, unreadable_response
 from bridge.core.containerd_model import ContainerKey, ExitStatus
 from bridge.core.errors import BridgeError
@@ -21,14 +27,22 @@ OnEnd: TypeAlias = Callable[[ExitStatus | BridgeError | None], None]
 
 # Results are only needed if exit events are lost: collecting them saves one wake-up for each exit.
 _READ_INTERVAL = 0.1
+_WAITS_PER_MESSAGE = 64  # with the longest names, 10 KiB of the 16 KiB that the proxy accepts
+_STATUS_CODES = {code.value[0]: code for code in StatusCode}
+_UNKNOWN_METHOD = frozenset({StatusCode.UNIMPLEMENTED, StatusCode.PERMISSION_DENIED})  # of containerd; of older proxies
 
 
 class ContainerdWaitCalls:
-    """Implements ``bridge.core.ports.WaitCalls``; connects at the first call, and again if the connection has ended."""
+    """Implements ``bridge.core.ports.WaitCalls``; connects at the first call, and again if the connection has ended.
 
-    def __init__(self, path: str) -> None:
+    ``proxied``: the socket is that of whalebridge's proxy.
+    """
+
+    def __init__(self, path: str, *, proxied: bool = False) -> None:
         self._path = path
+        self._proxied = proxied
         self._connection: GrpcConnection | None = None
+        self._shared: _SharedCall | None = None  # of the connection
         self._closed = False
 
     def start(self, key: ContainerKey, on_end: OnEnd) -> None:
@@ -38,10 +52,12 @@ class ContainerdWaitCalls:
         if not is_valid_key(key):
             on_end(None)
             return
-        if self._connection is None or self._connection.closed:
-            self._connection = GrpcConnection(self._path, lambda size: _READ_INTERVAL if size else 0)
+        connection = self._get_connection()
+        if self._shared is not None:
+            self._shared.add(key, on_end)
+            return
         request = WaitRequest(container_id=key.id).SerializeToString()
-        self._connection.start(_WaitCall(self, on_end), WAIT.path, request, ((NAMESPACE_HEADER, key.namespace),))
+        connection.start(_WaitCall(self, on_end), WAIT.path, request, ((NAMESPACE_HEADER, key.namespace),))
 
     def close(self) -> None:
         """End all calls without a result; idempotent."""
@@ -49,10 +65,18 @@ class ContainerdWaitCalls:
         if self._connection is not None:
             self._connection.abort()
 
-    def end(self, call: _WaitCall, status: Status) -> None:
+    def _get_connection(self) -> GrpcConnection:
+        if self._connection is None or self._connection.closed:
+            self._connection = GrpcConnection(self._path, lambda size: _READ_INTERVAL if size else 0)
+            if self._proxied:
+                self._shared = _SharedCall(self, self._connection)
+                self._connection.start(self._shared, WAITS.path, b"", ends=False)
+        return self._connection
+
+    def end(self, on_end: OnEnd, status: Status, response: bytes | None) -> None:
         """Pass on the result of a call."""
         if not self._closed:
-            call.on_end(self._result(status, call.response))
+            on_end(self._result(status, response))
 
     def _result(self, status: Status, response: bytes | None) -> ExitStatus | BridgeError | None:
         if status.code is StatusCode.NOT_FOUND:
@@ -64,6 +88,77 @@ class ContainerdWaitCalls:
                 exit_ = WAIT.response_type.FromString(response)
                 return ExitStatus(exit_.exit_status, decode.nanoseconds(exit_.exited_at))
         return unreadable_response(WAIT.path, self._path)
+
+    def end_shared(self, call: _SharedCall, status: Status) -> None:
+        """End all waits of a shared call; if the method does not exist, call ``Tasks.Wait`` for each of them."""
+        self._shared = None
+        if not call.begun and status.code in _UNKNOWN_METHOD:
+            self._proxied = False
+            for number, key in call.unsent.items():
+                self.start(key, call.ends[number])
+            return
+        if self._connection is not None:
+            self._connection.abort()  # the next wait connects again
+        for on_end in call.ends.values():
+            self.end(on_end, status, None)
+
+
+class _SharedCall(Call):
+    """The call of all waits through the proxy: a stream of waits in any number, and of their results in any order.
+
+    ``begun``: the proxy knows the method. ``ends``: the waits by number. ``unsent``: those that were not sent yet.
+    """
+
+    __slots__ = ("_calls", "_connection", "_number", "_sending", "begun", "ends", "unsent")
+
+    def __init__(self, calls: ContainerdWaitCalls, connection: GrpcConnection) -> None:
+        super().__init__()
+        self.begun = False
+        self.ends: dict[int, OnEnd] = {}
+        self.unsent: dict[int, ContainerKey] = {}
+        self._calls = calls
+        self._connection = connection
+        self._number = 0
+        self._sending = False
+
+    def add(self, key: ContainerKey, on_end: OnEnd) -> None:
+        """Wait for the exit of a container's task. Waits that are added together share a message."""
+        self._number += 1
+        self.ends[self._number] = on_end
+        self.unsent[self._number] = key
+        if self.begun and not self._sending:
+            self._sending = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._sending = False
+        if self._connection.closed:
+            return
+        waits = iter(self.unsent.items())
+        while some := list(islice(waits, _WAITS_PER_MESSAGE)):
+            request = WaitsRequest()
+            for number, key in some:
+                request.waits.add(number=number, namespace=key.namespace, container_id=key.id)
+            self._connection.send(self, request.SerializeToString())
+        self.unsent.clear()
+
+    def receive_metadata(self, metadata: Metadata) -> None:  # noqa: ARG002
+        self.begun = True
+        self._send()
+
+    def receive_message(self, message: bytes) -> None:
+        try:
+            response = WaitsResponse.FromString(message)
+        except DecodeError:
+            self._connection.abort()
+            return
+        for end in response.ends:
+            if (on_end := self.ends.pop(end.number, None)) is not None:
+                status = Status(_STATUS_CODES.get(end.code, StatusCode.UNKNOWN), end.details)
+                self._calls.end(on_end, status, end.response)
+
+    def end(self, status: Status) -> None:
+        self._calls.end_shared(self, status)
 
 
 class _WaitCall(Call):
@@ -81,4 +176,4 @@ class _WaitCall(Call):
         self.response = message
 
     def end(self, status: Status) -> None:
-        self._calls.end(self, status)
+        self._calls.end(self.on_end, status, self.response)

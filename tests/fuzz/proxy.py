@@ -16,9 +16,11 @@ from bridge.containerd import methods
 from bridge.containerd.event_stream import FILTERS
 from bridge.containerd.protos import containers_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
+from bridge.containerd.protos.waits_pb2 import TaskWait, WaitsRequest
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.policy import POLICIES, CallDenied
 from bridge.containerd.proxy.relay import Relay
+from bridge.core.containerd_model import ContainerKey
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import encode_fields, mutate_protobuf, parse_fields
 from tests.simulator.records import encode_container
@@ -32,10 +34,12 @@ _REQUESTS = {
     methods.CONTAINER.path: containers_pb2.GetContainerRequest(id="web"),
     methods.SUBSCRIBE.path: SubscribeRequest(filters=FILTERS),
     methods.PUBLISH.path: _MARKER,
+    methods.WAITS.path: WaitsRequest(waits=[TaskWait(number=1, namespace="shop", container_id="web")]),
 }
+_OTHER_METHODS = (methods.SUBSCRIBE.path, methods.PUBLISH.path, methods.WAITS.path)
 _METHOD, _NAMESPACE, _BODY = 1, 2, 3  # fields of an input
 _TOKENS = (
-    *(each.encode() for each in (*_POLICIES, methods.SUBSCRIBE.path, methods.PUBLISH.path)),
+    *(each.encode() for each in (*_POLICIES, *_OTHER_METHODS)),
     b"/containerd.services.tasks.v1.Tasks/Kill",
     b"/containerd.services.containers.v1.Containers/Delete",
     FILTERS[0].encode(),
@@ -79,11 +83,13 @@ def _request(data: bytes) -> None:
         _check_request(each, body)
     _check_subscription(body)
     _check_marker(body, name)
+    _check_waits(body)
 
 
 def _check_handler(path: str) -> None:
     handler = _relay().service(SimpleNamespace(method=path))
-    assert handler.request_streaming == (path not in (*_POLICIES, methods.SUBSCRIBE.path, methods.PUBLISH.path))
+    is_unary = path in (*_POLICIES, methods.SUBSCRIBE.path, methods.PUBLISH.path)
+    assert handler.request_streaming == (not is_unary)
 
 
 def _check_request(call_policy: policy.Policy, body: bytes) -> None:
@@ -111,6 +117,21 @@ def _check_subscription(body: bytes) -> None:
     except CallDenied:
         return
     assert parse_fields(body) in ([], [(1, FILTERS[0].encode())])
+
+
+def _check_waits(body: bytes) -> None:
+    """Check that allowed waits have the known fields only, and valid names."""
+    try:
+        waits = policy.parse_waits(body)
+    except CallDenied:
+        return
+    fields = parse_fields(body)
+    assert fields is not None
+    assert [number for number, _ in fields] == [1] * len(waits)
+    for (_, value), wait in zip(fields, waits, strict=True):
+        assert isinstance(value, bytes)
+        assert {number for number, _ in parse_fields(value) or ()} <= {1, 2, 3}
+        assert methods.is_valid_key(ContainerKey(wait.namespace, wait.container_id))
 
 
 def _check_marker(body: bytes, namespace: str) -> None:

@@ -18,8 +18,10 @@ from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.containerd.proxy import relay, server
-from bridge.core.containerd_model import ContainerKey, Event
-from bridge.core.errors import StreamOverflowError
+from bridge.containerd.wait_calls import ContainerdWaitCalls
+from bridge.core.containerd_model import ContainerKey, Event, ExitStatus
+from bridge.core.errors import BridgeError, StreamOverflowError
+from tests.eventually import eventually_async
 from tests.integration.commands import whalebridge
 from tests.integration.engines import one_engine
 from tests.integration.proxy_calls import (
@@ -43,6 +45,7 @@ from tests.testbed.containerd import Containerd
 SLACK = 48 * MIB
 NEAR_LIMIT_MIB = relay.SUBSCRIBER_BUFFER_BYTES // MIB - 1  # events of one MiB
 QUEUED_BYTES = 80 * 1024  # measured: 50 KiB
+WAIT_BYTES = 3 * 1024  # measured: less than 1 KiB
 
 
 class TestLimits:
@@ -98,7 +101,7 @@ class TestLimits:
     async def test_proxy_holds_waiting_calls_in_bounded_memory(
         self, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
     ) -> None:
-        """As many waiting calls as the bridge makes need little memory, and other calls still pass."""
+        """As many calls as a client can make need little memory, and other calls still pass."""
         before = proxy.peak_bytes()
         wait = unary_call(proxied, methods.WAIT.path)
         calls = [wait(wire.field(1, container), metadata=DEFAULT) for _ in range(2_000)]
@@ -108,6 +111,32 @@ class TestLimits:
         await wait_ready(proxy)
         for call in calls:
             call.cancel()
+
+    async def test_proxy_waits_for_four_thousand_tasks_in_bounded_memory(self, tmp_path: Path) -> None:
+        results: dict[str, ExitStatus | BridgeError | None] = {}
+
+        def wait(calls: ContainerdWaitCalls, id_: str) -> None:
+            calls.start(ContainerKey("large", id_), lambda result: results.update({id_: result}))
+
+        async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+            tasks = [ContainerKey("large", f"c{number}") for number in range(4_000)]
+            for key in tasks:
+                containerd.state.run(key)
+            with ProxyProcess(containerd.address, tmp_path) as proxy:
+                before = proxy.peak_bytes()
+                async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+                    await client.engine()
+                    calls = client.wait_calls()
+                    for key in tasks:
+                        wait(calls, key.id)
+                    await asyncio.sleep(8)
+                    assert results == {}
+                    for key in tasks[::400]:
+                        containerd.state.exit(key, status=7)
+                    await eventually_async(lambda: len(results) == 10)
+                assert proxy.peak_bytes() - before < 4_000 * WAIT_BYTES + SLACK / 4
+        assert results.keys() == {key.id for key in tasks[::400]}
+        assert [each.exit_status for each in results.values() if isinstance(each, ExitStatus)] == [7] * 10
 
     async def test_proxy_lists_ten_thousand_containers_in_bounded_memory(self, tmp_path: Path) -> None:
         """The simulated containerd sends 68 MiB; test_client.py has listings of real ones."""

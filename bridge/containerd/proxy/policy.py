@@ -8,7 +8,7 @@ our trimmed messages do not define, such as a container's spec and extensions, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from bridge.containerd.decode import MARKER_TOPIC_PREFIX
 from bridge.containerd.event_stream import FILTERS
 from bridge.containerd.protos import containers_pb2, cri_pb2, health_pb2, images_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
+from bridge.containerd.protos.waits_pb2 import TaskWait, WaitsRequest
+from bridge.core.containerd_model import ContainerKey
 
 _MAX_NAMESPACE_LENGTH = 76  # containerd's limit
 _MARKER_TOPIC = re.compile(re.escape(MARKER_TOPIC_PREFIX) + "[A-Za-z0-9]{1,76}/[0-9]{1,18}")
@@ -124,6 +126,34 @@ def get_namespace(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     if more or not isinstance(name, str) or len(name) > _MAX_NAMESPACE_LENGTH or not methods.is_valid_namespace(name):
         raise CallDenied(StatusCode.INVALID_ARGUMENT, "the namespace in the metadata is invalid")
     return name
+
+
+def parse_waits(raw: bytes) -> Sequence[TaskWait]:
+    """Return the waits of a request to the proxy's own ``Waits.Wait``.
+
+    Raises:
+        CallDenied: The request cannot be decoded, or has other fields, or a namespace or an id is invalid.
+    """
+    request = _parse(WaitsRequest, raw)
+    allowed = WaitsRequest(waits=request.waits)
+    allowed.DiscardUnknownFields()
+    _check_allowed(request, allowed, "the proxy allows only these fields: number, namespace, container_id")
+    for wait in allowed.waits:
+        key = ContainerKey(wait.namespace, wait.container_id)
+        if len(wait.namespace) > _MAX_NAMESPACE_LENGTH or not methods.is_valid_key(key):
+            raise CallDenied(StatusCode.INVALID_ARGUMENT, "the namespace of a wait is invalid, or its id is missing")
+    return allowed.waits
+
+
+def filter_wait_response(raw: bytes | None) -> bytes:
+    """Return the response to ``Tasks.Wait`` without fields that the bridge does not know.
+
+    Raises:
+        CallDenied: The response is missing, or cannot be decoded.
+    """
+    if raw is None:
+        raise CallDenied(StatusCode.DATA_LOSS, "containerd's response is missing")
+    return bytes(strip_unknown(methods.WAIT, raw).SerializeToString())
 
 
 def check_subscription(raw: bytes) -> None:

@@ -26,14 +26,16 @@ from bridge.containerd.event_stream import RawEventStream
 from bridge.containerd.protos.events_pb2 import PublishResponse
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.policy import CallDenied, Policy
+from bridge.containerd.proxy.waits import PendingWaits, TaskWaits
 from bridge.containerd.socket_probe import probe
 from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import to_seconds
+from bridge.task_groups import task_group
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.safe_text import one_line, printable
 
-MAX_SUBSCRIPTIONS = 8  # at a time; the bridge has one, and briefly two
+MAX_SUBSCRIPTIONS = 8  # at a time, and as many calls of Waits.Wait; the bridge has one of each, and briefly two
 SUBSCRIBER_BUFFER_BYTES = 16 * 1024 * 1024  # of unread events, for each subscription
 MAX_LARGE_CALLS = 4  # at a time, others wait; each holds up to 16 MiB from containerd and its filtered copy
 WRITE_TIMEOUT_SECONDS = 30.0  # until a client that reads nothing is disconnected
@@ -45,7 +47,8 @@ _log = structlog.get_logger(__name__)
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _Result = TypeVar("_Result")
-_Behavior: TypeAlias = Callable[[bytes, _Context], Awaitable[_Result]]
+_Request = TypeVar("_Request")
+_Behavior: TypeAlias = Callable[[_Request, _Context], Awaitable[_Result]]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 
@@ -59,9 +62,11 @@ class Relay(grpc.GenericRpcHandler):
         self._channel = grpc.aio.insecure_channel(methods.target(path), options=methods.channel_options())
         self._marker_bucket = TokenBucket(clock, per_second=MARKERS_PER_SECOND, burst=MARKER_BURST)
         self._large_calls = asyncio.Semaphore(MAX_LARGE_CALLS)
-        self._subscribers = 0
+        self._subscribers = self._waiting_clients = 0
+        self._pending_waits = PendingWaits()
         self._handlers = {each.method.path: self._policy_handler(each) for each in policy.POLICIES}
         self._handlers[methods.SUBSCRIBE.path] = self._streaming_handler(methods.SUBSCRIBE.path, self._subscribe)
+        self._handlers[methods.WAITS.path] = self._waits_handler()
         self._handlers[methods.PUBLISH.path] = self._unary_handler(methods.PUBLISH.path, self._publish_marker)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
@@ -80,22 +85,30 @@ class Relay(grpc.GenericRpcHandler):
             return self._streaming_handler(call_policy.method.path, partial(self._relay_stream, call_policy))
         return self._unary_handler(call_policy.method.path, partial(self._relay_unary, call_policy))
 
-    def _unary_handler(self, method: str, behavior: _Behavior[bytes]) -> _Handler:
+    def _unary_handler(self, method: str, behavior: _Behavior[bytes, bytes]) -> _Handler:
         async def handle(raw: bytes, context: _Context) -> bytes:
             return await self._run_guarded(method, behavior, raw, context)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def _streaming_handler(self, method: str, behavior: _Behavior[None]) -> _Handler:
+    def _streaming_handler(self, method: str, behavior: _Behavior[bytes, None]) -> _Handler:
         async def handle(raw: bytes, context: _Context) -> None:
             await self._run_guarded(method, behavior, raw, context)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    async def _run_guarded(self, method: str, behavior: _Behavior[_Result], raw: bytes, context: _Context) -> _Result:
+    def _waits_handler(self) -> _Handler:
+        async def handle(requests: AsyncIterator[bytes], context: _Context) -> None:
+            await self._run_guarded(methods.WAITS.path, self._wait, requests, context)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _run_guarded(
+        self, method: str, behavior: _Behavior[_Request, _Result], request: _Request, context: _Context
+    ) -> _Result:
         """Relay a call; if it is denied or fails, abort it with the corresponding status."""
         try:
-            return await behavior(raw, context)
+            return await behavior(request, context)
         except (CallDenied, TimeoutError) as error:
             denied = error if isinstance(error, CallDenied) else _too_slow_error()
             self.denied_calls.add(method, denied.code.name, str(denied))
@@ -163,6 +176,25 @@ class Relay(grpc.GenericRpcHandler):
     async def _call(self, method: str, request: bytes, namespace: str, context: _Context) -> bytes:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method)
         return await call(request, timeout=context.time_remaining(), metadata=_headers(namespace))
+
+    # --- waits for exits ---
+
+    async def _wait(self, requests: AsyncIterator[bytes], context: _Context) -> None:
+        """Relay waits until the client ends the call."""
+        if self._waiting_clients >= MAX_SUBSCRIPTIONS:
+            raise CallDenied(StatusCode.RESOURCE_EXHAUSTED, f"{MAX_SUBSCRIPTIONS} calls wait for tasks already")
+        self._waiting_clients += 1
+        waits = TaskWaits(self._path, self._pending_waits)
+        try:
+            await context.send_initial_metadata(())  # so that the client knows that this proxy has the method
+            async with task_group() as tasks:
+                relaying = tasks.create_task(waits.relay_ends(partial(self._write, context)))
+                async for request in requests:
+                    waits.start(request)
+                relaying.cancel()
+        finally:
+            waits.close()
+            self._waiting_clients -= 1
 
     # --- events ---
 

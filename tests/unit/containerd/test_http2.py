@@ -165,6 +165,24 @@ class TestRequests:
         assert b"".join(each.payload for each in parts) == message(b"x" * 100_000)
         assert max(len(each.payload) for each in parts) == 16_384
 
+    def test_call_sends_further_messages_as_windows_allow(self) -> None:
+        protocol = GrpcProtocol()
+        protocol.receive(settings(initial_window_size=20))
+        call = RecordedCall()
+        protocol.start(call, "/service/Method", b"", ends=False)
+        protocol.receive(response_headers())
+        protocol.data_to_send()
+        for content in (b"first", b"second", b"third"):
+            protocol.send(call, content)
+        assert [each.payload for each in sent_frames(protocol, DATA)] == [message(b"first"), message(b"second")[:5]]
+        protocol.receive(window_update(1, 1_000))
+        (rest,) = sent_frames(protocol, DATA)
+        assert (rest.flags & END_STREAM, rest.payload) == (0, message(b"second")[5:] + message(b"third"))
+        protocol.receive(trailers(status="8"))
+        assert call.code is StatusCode.RESOURCE_EXHAUSTED
+        assert [each.type for each in sent_frames(protocol)] == [RST_STREAM]
+        assert (protocol.open_calls, protocol._bodies) == (0, {})
+
     def test_calls_wait_for_limit_of_peer(self) -> None:
         protocol = GrpcProtocol()
         protocol.receive(settings(max_concurrent_streams=2))

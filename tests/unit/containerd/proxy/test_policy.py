@@ -49,6 +49,34 @@ def test_proxy_forwards_non_utf8_labels() -> None:
     assert (label.key, label.value) == (b"\xff", b"\xfe")
 
 
+def test_proxy_allows_waits_for_tasks_only() -> None:
+    wait = b"\x08\x01" + wire.field(2, "shop") + wire.field(3, "web")
+    (parsed,) = policy.parse_waits(wire.field(1, wait))
+    assert (parsed.number, parsed.namespace, parsed.container_id) == (1, "shop", "web")
+    assert len(policy.parse_waits(wire.field(1, wait) * 3)) == 3
+    others = [
+        wire.field(2, b""),
+        wire.field(1, wait + wire.field(4, "exec")),
+        wire.field(1, wait + wire.field(2, "-")),
+        wire.field(1, wait + wire.field(2, "x" * 77)),
+        wire.field(1, wait + wire.field(3, "")),
+        wire.field(1, wait)[:-1],
+    ]
+    for other in others:
+        with pytest.raises(CallDenied) as caught:
+            policy.parse_waits(wire.field(1, wait) + other)
+        assert denied_code(caught) is StatusCode.INVALID_ARGUMENT
+
+
+def test_proxy_removes_unknown_fields_from_exits() -> None:
+    assert policy.filter_wait_response(b"\x08\x07" + wire.field(99, "new")) == b"\x08\x07"
+    assert policy.filter_wait_response(b"") == b""
+    for invalid in (None, b"\x0a\x7f"):
+        with pytest.raises(CallDenied) as caught:
+            policy.filter_wait_response(invalid)
+        assert denied_code(caught) is StatusCode.DATA_LOSS
+
+
 def test_proxy_denies_unreadable_response() -> None:
     with pytest.raises(CallDenied) as caught:
         BY_METHOD[methods.CONTAINERS].filter_response(b"\x0a\x7f")

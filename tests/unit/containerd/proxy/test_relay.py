@@ -14,9 +14,11 @@ from grpc import StatusCode
 from bridge.clock import SystemClock
 from bridge.containerd import methods
 from bridge.containerd.proxy import server as server_module
+from bridge.containerd.proxy import waits
 from bridge.containerd.proxy.policy import POLICIES
-from bridge.containerd.proxy.relay import Relay
+from bridge.containerd.proxy.relay import MAX_SUBSCRIPTIONS, Relay
 from bridge.containerd.proxy.server import create_server
+from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.wait_calls import ContainerdWaitCalls
 from bridge.core.containerd_model import ContainerKey
 from tests.eventually import eventually_async
@@ -158,6 +160,39 @@ async def test_waits_beyond_connection_limit_leave_room_for_calls(
     calls.close()
     await server.stop(0)
     await relay.close()
+
+
+async def test_waits_of_one_call_are_relayed_and_end_with_it(
+    relay: Relay, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "MAX_WAITS", 2)
+    results: list[object] = []
+    calls = ContainerdWaitCalls(f"{tmp_path}/p.sock", proxied=True)
+    for number in range(4):
+        calls.start(ContainerKey("default", f"c{number}"), results.append)
+    await eventually_async(lambda: recorder.calls.count(methods.WAIT.path) == 2 and len(results) == 2)
+    assert [isinstance(each, RpcError) and each.code for each in results] == [StatusCode.RESOURCE_EXHAUSTED] * 2
+    assert relay.denied_calls.count == 0
+    calls.close()
+    async with asyncio.timeout(60):
+        await recorder.cancelled.wait()
+    again = ContainerdWaitCalls(f"{tmp_path}/p.sock", proxied=True)
+    again.start(ContainerKey("default", "c5"), results.append)
+    await eventually_async(lambda: recorder.calls.count(methods.WAIT.path) == 3)
+    assert len(results) == 2
+    again.close()
+
+
+async def test_relay_limits_calls_that_wait(relay: Relay, tmp_path: Path) -> None:
+    results: list[object] = []
+    calls = [ContainerdWaitCalls(f"{tmp_path}/p.sock", proxied=True) for _ in range(MAX_SUBSCRIPTIONS + 1)]
+    for each in calls:
+        each.start(ContainerKey("default", "web"), results.append)
+    await eventually_async(lambda: bool(results))
+    assert [isinstance(each, RpcError) and each.code for each in results] == [StatusCode.RESOURCE_EXHAUSTED]
+    assert relay.denied_calls.count == 1
+    for each in calls:
+        each.close()
 
 
 async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path, golden: Golden) -> None:

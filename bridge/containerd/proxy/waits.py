@@ -1,0 +1,117 @@
+"""The proxy's own method ``Waits.Wait``: calls of ``Tasks.Wait`` for many tasks, on one call of a client.
+
+They are made on one connection to containerd, with a small object for each: gRPC's library needs 50 KiB for a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from grpc import StatusCode
+
+from bridge.containerd import methods
+from bridge.containerd.http2 import Call, GrpcConnection, Status
+from bridge.containerd.protos.tasks_pb2 import WaitRequest
+from bridge.containerd.protos.waits_pb2 import TaskWait, WaitEnd, WaitsResponse
+from bridge.containerd.proxy import policy
+from bridge.containerd.proxy.policy import CallDenied
+from bridge.telemetry.safe_text import one_line
+
+MAX_WAITS = 20_000  # at a time, of all clients
+_ENDS_PER_MESSAGE = 1000
+_READ_INTERVAL = 0.1  # seconds; one wake-up for the exits in it
+
+
+class PendingWaits:
+    """Counts the waits of all clients."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class TaskWaits:
+    """The waits of one client; create, use and close it on one event loop."""
+
+    def __init__(self, path: str, all_pending: PendingWaits) -> None:
+        self._path = path
+        self._all_pending = all_pending
+        self._connection: GrpcConnection | None = None
+        self._pending = 0
+        self._ends: list[WaitEnd] = []
+        self._arrived = asyncio.Event()
+        self._closed = False
+
+    def start(self, raw: bytes) -> None:
+        """Start the waits of a request.
+
+        Raises:
+            CallDenied: The request cannot be decoded, or has other fields.
+        """
+        for wait in policy.parse_waits(raw):
+            if self._all_pending.count < MAX_WAITS:
+                self._count_pending(1)
+                self._call(wait)
+            else:
+                text = f"more than {MAX_WAITS} waits"
+                self._add_end(wait.number, Status(StatusCode.RESOURCE_EXHAUSTED, text), None)
+
+    async def relay_ends(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write the ends of waits to the client, without end; those that arrive together share a message."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            ends, self._ends = self._ends, []
+            for start in range(0, len(ends), _ENDS_PER_MESSAGE):
+                await write(WaitsResponse(ends=ends[start : start + _ENDS_PER_MESSAGE]).SerializeToString())
+
+    def close(self) -> None:
+        """End all calls to containerd; idempotent."""
+        self._closed = True
+        self._count_pending(-self._pending)
+        if self._connection is not None:
+            self._connection.abort()
+
+    def _call(self, wait: TaskWait) -> None:
+        if self._connection is None or self._connection.closed:
+            self._connection = GrpcConnection(self._path, lambda size: _READ_INTERVAL if size else 0)
+        request = WaitRequest(container_id=wait.container_id).SerializeToString()
+        metadata = ((methods.NAMESPACE_HEADER, wait.namespace),)
+        self._connection.start(_Wait(self, wait.number), methods.WAIT.path, request, metadata)
+
+    def end(self, number: int, status: Status, response: bytes | None) -> None:
+        """Pass on the end of a call to containerd."""
+        if self._closed:
+            return
+        self._count_pending(-1)
+        if status.code is StatusCode.OK:
+            try:
+                response = policy.filter_wait_response(response)
+            except CallDenied as error:
+                status, response = Status(error.code, str(error)), None
+        self._add_end(number, status, response)
+
+    def _count_pending(self, change: int) -> None:
+        self._pending += change
+        self._all_pending.count += change
+
+    def _add_end(self, number: int, status: Status, response: bytes | None) -> None:
+        code: int = status.code.value[0]
+        self._ends.append(WaitEnd(number=number, code=code, details=one_line(status.details), response=response))
+        self._arrived.set()
+
+
+class _Wait(Call):
+    __slots__ = ("_number", "_response", "_waits")
+
+    def __init__(self, waits: TaskWaits, number: int) -> None:
+        super().__init__()
+        self._waits = waits
+        self._number = number
+        self._response: bytes | None = None
+
+    def receive_message(self, message: bytes) -> None:
+        self._response = message
+
+    def end(self, status: Status) -> None:
+        self._waits.end(self._number, status, self._response)
