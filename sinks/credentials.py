@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,28 @@ from bridge.core.errors import TransientError
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from config.sinks.common import TlsSettings
+    from config.sinks.common import TlsFiles, UserOrTokenSettings
+
+
+MIN_REDACTED_LENGTH = 4  # characters; shorter ones, such as -c, are no secrets
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Return ``text`` without ``secrets``."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= MIN_REDACTED_LENGTH:
+            text = text.replace(secret, "[redacted]")
+    return text
+
+
+def configured_credentials(auth: UserOrTokenSettings) -> str:
+    """Return the names of the settings with the credentials, for error messages; "" if there are none."""
+    given = {name: value for name in type(auth).model_fields if (value := getattr(auth, name)) is not None}
+    names = [f"auth.{name} {path}" for name, path in given.items() if name.endswith("_file")]
+    names += [f"auth.{name}" for name in given if not name.endswith(("_file", "_command"))]
+    if auth.token_command:
+        names.append(f"auth.token_command {auth.token_command[0]}")
+    return " and ".join(names)
 
 
 def resolve_secret(setting: str, value: SecretStr | None, file: str | None) -> str | None:
@@ -52,7 +74,7 @@ def read_setting_file(setting: str, path: str) -> str:
         raise TransientError(f"{setting} {path} is not a text file") from None
 
 
-def tls_context(tls: TlsSettings) -> ssl.SSLContext:
+def tls_context(tls: TlsFiles) -> ssl.SSLContext:
     """Return a TLS context with the trusted CAs and, if set, the client certificate.
 
     Raises:
@@ -69,7 +91,7 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
     return context
 
 
-def _load_certificate(context: ssl.SSLContext, tls: TlsSettings, cert_file: str) -> None:
+def _load_certificate(context: ssl.SSLContext, tls: TlsFiles, cert_file: str) -> None:
     password = resolve_secret("tls.key_password", tls.key_password, tls.key_password_file)
     key_file = tls.key_file or cert_file
     read_setting_file("tls.cert_file", cert_file)  # OpenSSL does not report which of the two files is unreadable

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bridge.core.errors import TransientError
+from bridge.core.time import SECOND
+from sinks.credentials import redact
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 TIME_LIMIT_SECONDS = 10.0
 MAX_OUTPUT_BYTES = 64 * 1024
 _MAX_ERROR_LENGTH = 300  # characters
-_MIN_REDACTED_LENGTH = 4  # shorter arguments, such as -c, are no secrets
+_TOKEN_SECONDS = 60  # for connections or requests that share a token; less than any token's lifetime
 _END_SECONDS = 1.0
 
 # The parent of the command. It inherits the orphans of the command, so that it finds all processes to end, and that no
@@ -57,6 +59,34 @@ signal.pthread_sigmask(signal.SIG_SETMASK, [])
 status = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
 end(status if status >= 0 else 128 - status)
 """
+
+
+class TokenCommand:
+    """Runs a command for tokens; those who need one within ``_TOKEN_SECONDS`` share it."""
+
+    def __init__(self, command: Sequence[str], clock: Clock) -> None:
+        self._command = command
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._token = ""
+        self._read_at = 0
+
+    async def token(self) -> str:
+        """Return the token.
+
+        Raises:
+            TransientError: The command did not return one.
+        """
+        async with self._lock:
+            now = self._clock.now().monotonic
+            if not self._token or now - self._read_at > _TOKEN_SECONDS * SECOND:
+                self._token = await run_token_command(self._command, self._clock)
+                self._read_at = now
+            return self._token
+
+    def discard(self) -> None:
+        """Run the command for the next token, for example because the last one was rejected."""
+        self._token = ""
 
 
 async def run_token_command(command: Sequence[str], clock: Clock) -> str:
@@ -128,7 +158,4 @@ def _describe_failure(errors: bytes, secrets: Sequence[str]) -> str:
     if not lines:
         return ""
     line = "".join(char for char in lines[-1] if char.isprintable())
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _MIN_REDACTED_LENGTH:
-            line = line.replace(secret, "[redacted]")
-    return f": {line[:_MAX_ERROR_LENGTH]}"
+    return f": {redact(line, secrets)[:_MAX_ERROR_LENGTH]}"

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, SecretStr, model_validator
 
 from config.fields import (
+    Command,
     CommaSeparated,
     FilePath,
     LowercaseStr,
@@ -58,14 +59,18 @@ class EncodedSinkSettings(BaseSinkSettings):
     )
 
 
-class BrokerSinkSettings(EncodedSinkSettings):
-    """A sink that publishes to a broker, whose messages can have headers."""
+class RemoteSinkSettings(EncodedSinkSettings):
+    """A sink that publishes to other machines."""
 
     heartbeats: bool = field(
         True,
         "Whether the sink receives heartbeats, every heartbeat.interval.",
-        reason="Consumers of a broker have no other sign that the node is running.",
+        reason="Consumers on other machines have no other sign that the node is running.",
     )
+
+
+class BrokerSinkSettings(RemoteSinkSettings):
+    """A sink that publishes to a broker, whose messages can have headers."""
 
     cloudevents: Annotated[Literal["none", "binary", "structured"], LowercaseStr] = field(
         "binary",
@@ -85,10 +90,9 @@ def referenced_files(model: BaseModel) -> Iterator[str]:
             yield value
 
 
-class TlsSettings(SettingsModel):
-    """TLS to the servers. Files are read again for each connection."""
+class TlsFiles(SettingsModel):
+    """Certificates for TLS. Files are read again for each connection."""
 
-    enabled: bool = field(False, "Whether to use TLS. kafkas:// and tls:// enable it.")
     ca_file: FilePath | None = field(
         None, "PEM file of the certificate authorities that sign the servers' certificates. Default: the system's."
     )
@@ -98,15 +102,58 @@ class TlsSettings(SettingsModel):
     key_password_file: FilePath | None = field(None, "File with the password of an encrypted key.")
 
     @model_validator(mode="after")
-    def _check_consistency(self) -> Self:
+    def _check_files(self) -> Self:
         mutually_exclusive(self, "key_password", "key_password_file")
-        if not self.enabled and self.model_fields_set - {"enabled"}:
-            raise ValueError("TLS is configured but disabled; set enabled: true")
         if self.key_file and not self.cert_file:
             raise ValueError("key_file requires cert_file; set both, or neither")
         if (self.key_password or self.key_password_file) and not self.cert_file:
             raise ValueError("the password of a key requires cert_file; set both, or neither")
         return self
+
+
+class _TlsSwitch(SettingsModel):
+    enabled: bool = field(False, "Whether to use TLS. kafkas:// and tls:// enable it.")
+
+
+class TlsSettings(TlsFiles, _TlsSwitch):  # in this order, pydantic lists the switch before the files
+    """TLS to the servers. Files are read again for each connection."""
+
+    @model_validator(mode="after")
+    def _check_enabled(self) -> Self:
+        if not self.enabled and self.model_fields_set - {"enabled"}:
+            raise ValueError("TLS is configured but disabled; set enabled: true")
+        return self
+
+
+class UserOrTokenSettings(SettingsModel):
+    """Credentials: a user with a password, or a token."""
+
+    user: str | None = field(None, "User name.")
+    password: SecretStr | None = field(None, "Password of the user.")
+    password_file: FilePath | None = field(None, "File with the password of the user.")
+    token: SecretStr | None = field(None, "Token.")
+    token_file: FilePath | None = field(None, "File with the token.")
+    token_command: Command | None = field(
+        None,
+        "Absolute path of a program and its arguments, whose output is the token. It runs without a shell, and may "
+        "take up to 10 s.",
+    )
+
+    @model_validator(mode="after")
+    def _check_methods(self) -> Self:
+        mutually_exclusive(self, "password", "password_file")
+        mutually_exclusive(self, "token", "token_file", "token_command")
+        if (self.user is None) != (self.password is None and self.password_file is None):
+            raise ValueError("user and password (or password_file) belong together; set both, or neither")
+        if len(self.methods) > 1:
+            raise ValueError(f"{' and '.join(self.methods)} exclude each other; set one of them")
+        return self
+
+    @property
+    def methods(self) -> list[str]:
+        """The configured methods."""
+        given = {"user": self.user, "token": self.token or self.token_file or self.token_command}
+        return [name for name, value in given.items() if value is not None]
 
 
 def _check_server(value: str) -> str:

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from config.fields import (
     DURATION,
-    Command,
     Duration,
     FilePath,
     LowercaseStr,
@@ -20,7 +19,7 @@ from config.fields import (
     mutually_exclusive,
     required_field,
 )
-from config.sinks.common import BrokerSinkSettings, Servers, TlsSettings, split_url
+from config.sinks.common import BrokerSinkSettings, Servers, TlsSettings, UserOrTokenSettings, split_url
 
 PORT = 4222
 _URL_FORMAT = "nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX (tls:// for TLS)"
@@ -71,44 +70,23 @@ BucketName = Annotated[str, AfterValidator(_check_bucket_name)]
 Replicas = Annotated[int, Field(ge=1, le=5)]
 
 
-class NatsAuthSettings(SettingsModel):
-    """Credentials, in one of four forms. Files are read again for each connection."""
+class NatsAuthSettings(UserOrTokenSettings):
+    """Credentials, in one of four forms. Files are read, and a token command runs, for each connection."""
 
-    user: str | None = field(None, "User name.")
-    password: SecretStr | None = field(None, "Password of the user.")
-    password_file: FilePath | None = field(None, "File with the password of the user.")
-    token: SecretStr | None = field(None, "Token.")
-    token_file: FilePath | None = field(None, "File with the token.")
-    token_command: Command | None = field(
-        None,
-        "Absolute path of a program and its arguments, whose output is the token. It runs without a shell for each "
-        "connection, and may take up to 10 s.",
-    )
     nkey_seed: SecretStr | None = field(None, "Seed of an nkey.")
     nkey_seed_file: FilePath | None = field(None, "File with the seed of an nkey.")
     creds_file: FilePath | None = field(None, "File with a JWT and its seed, as `nsc generate creds` writes it.")
 
     @model_validator(mode="after")
-    def _check_consistency(self) -> Self:
-        mutually_exclusive(self, "password", "password_file")
-        mutually_exclusive(self, "token", "token_file", "token_command")
+    def _check_seed(self) -> Self:
         mutually_exclusive(self, "nkey_seed", "nkey_seed_file")
-        if (self.user is None) != (self.password is None and self.password_file is None):
-            raise ValueError("user and password (or password_file) belong together; set both, or neither")
-        if len(self.methods) > 1:
-            raise ValueError(f"{' and '.join(self.methods)} exclude each other; set one of them")
         return self
 
     @property
     def methods(self) -> list[str]:
         """The configured methods."""
-        given = {
-            "user": self.user,
-            "token": self.token or self.token_file or self.token_command,
-            "nkey_seed": self.nkey_seed or self.nkey_seed_file,
-            "creds_file": self.creds_file,
-        }
-        return [name for name, value in given.items() if value is not None]
+        given = {"nkey_seed": self.nkey_seed or self.nkey_seed_file, "creds_file": self.creds_file}
+        return super().methods + [name for name, value in given.items() if value is not None]
 
 
 class NatsTlsSettings(TlsSettings):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiokafka.abc import AbstractTokenProvider
 
 from bridge.core.errors import TransientError
-from bridge.core.time import SECOND
 from config.sinks.common import CLIENT_NAME
 from sinks.credentials import read_setting_file, resolve_secret, tls_context
-from sinks.token_command import run_token_command
+from sinks.token_command import TokenCommand
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaAuthSettings, KafkaSettings
-
-_TOKEN_SECONDS = 60  # for the connections to several brokers; less than any token's lifetime
 
 
 def client_options(settings: KafkaSettings, clock: Clock) -> dict[str, Any]:
@@ -72,14 +68,10 @@ class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka
 
 
 class CommandTokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
-    """Runs a command for a token; connections that start within ``_TOKEN_SECONDS`` share one."""
+    """Runs a command for a token."""
 
     def __init__(self, command: Sequence[str], clock: Clock) -> None:
-        self._command = command
-        self._clock = clock
-        self._lock = asyncio.Lock()
-        self._token = ""
-        self._read_at = 0
+        self._command = TokenCommand(command, clock)
 
     async def token(self) -> str:
         """Return the token.
@@ -87,12 +79,7 @@ class CommandTokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aioka
         Raises:
             OSError: The command did not return one; aiokafka handles no other error here.
         """
-        async with self._lock:
-            now = self._clock.now().monotonic
-            if not self._token or now - self._read_at > _TOKEN_SECONDS * SECOND:
-                try:
-                    self._token = await run_token_command(self._command, self._clock)
-                except TransientError as error:
-                    raise OSError(str(error)) from error
-                self._read_at = now
-            return self._token
+        try:
+            return await self._command.token()
+        except TransientError as error:
+            raise OSError(str(error)) from error

@@ -6,8 +6,6 @@ Invariant: no message contains a secret. Messages consist of the brokers' texts,
 from __future__ import annotations
 
 import socket
-import ssl
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import (
@@ -29,6 +27,7 @@ from aiokafka.errors import (
 )
 
 from sinks.kafka.aiokafka_patches import InvalidRecordError
+from sinks.tls_errors import describe_tls_error, find_tls_error
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
@@ -44,14 +43,11 @@ REJECTED = (*TOO_LARGE, InvalidRecordError, PolicyViolationError)
 FENCED = (OutOfOrderSequenceNumber, UnknownProducerId, ProducerFenced, InvalidProducerEpoch)
 """Errors for a producer whose epoch or sequence numbers the broker rejects: a new producer is needed."""
 
-_HOST_MISMATCH = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
-
 
 def describe_connect_error(error: BaseException, server: str, settings: KafkaSettings) -> str:
     """Describe why connecting to a server, or authenticating, failed."""
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLError):
-            return f"{server}: {_describe_tls_error(cause, settings)}"
+    if tls_error := find_tls_error(error):
+        return f"{server}: {describe_tls_error(tls_error, settings.tls)}"
     return f"{server}: {_describe_auth_error(error, settings) or _describe_network_error(error, settings)}"
 
 
@@ -80,27 +76,6 @@ def describe(error: BaseException) -> str:
         return text if text and not text.startswith("[Error") else type(error).__name__
     text = str(error).removeprefix(f"{type(error).__name__}: ")
     return text if text and text != type(error).__name__ else type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _describe_tls_error(error: ssl.SSLError, settings: KafkaSettings) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _HOST_MISMATCH:
-            return f"certificate is for another host: {error.verify_message}; use a host name of the certificate"
-        hint = f"check tls.ca_file {settings.tls.ca_file}" if settings.tls.ca_file else "set tls.ca_file"
-        return f"certificate is not trusted: {error.verify_message}; {hint}"
-    reason = (error.reason or "").replace("_", " ").lower()
-    if "alert" in reason or "certificate" in reason:
-        if cert_file := settings.tls.cert_file:
-            return f"client certificate {cert_file} rejected ({reason}); use one that the brokers trust"
-        return f"client certificate required ({reason}); set tls.cert_file"
-    return f"TLS handshake failed ({reason or error}); check whether the port uses TLS"
 
 
 def _describe_auth_error(error: BaseException, settings: KafkaSettings) -> str | None:

@@ -12,7 +12,7 @@ import nkeys  # type: ignore[import-untyped] # has no types of its own
 from nats.aio.client import RawCredentials
 
 from bridge.core.errors import TransientError
-from sinks.credentials import read_setting_file, resolve_secret
+from sinks.credentials import configured_credentials, read_setting_file, resolve_secret
 from sinks.token_command import run_token_command
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\r?\n(\S+)")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\r?\n(\S+)")
-_FILE_FIELDS = ("password_file", "token_file", "nkey_seed_file", "creds_file")
 
 
 async def connect_options(auth: NatsAuthSettings, clock: Clock) -> dict[str, Any]:
@@ -42,15 +41,6 @@ async def connect_options(auth: NatsAuthSettings, clock: Clock) -> dict[str, Any
     if auth.creds_file is not None:
         return {"user_credentials": RawCredentials(_read_creds(auth.creds_file))}
     return {}
-
-
-def configured_credentials(auth: NatsAuthSettings) -> str:
-    """Return the names of the settings with the credentials, for error messages; "" if there are none."""
-    names = [f"auth.{name} {path}" for name in _FILE_FIELDS if (path := getattr(auth, name))]
-    names += [f"auth.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(auth, name) is not None]
-    if auth.token_command:
-        names.append(f"auth.token_command {auth.token_command[0]}")
-    return " and ".join(names)
 
 
 def _read_creds(path: str) -> str:

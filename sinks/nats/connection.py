@@ -31,7 +31,7 @@ from bridge.core.errors import TransientError
 from bridge.task_groups import first_of, with_timeout
 from config.sinks.common import CLIENT_NAME, host_and_port
 from config.sinks.nats import PORT
-from sinks.credentials import tls_context
+from sinks.credentials import configured_credentials, tls_context
 from sinks.nats import auth
 from sinks.nats.errors import PROTOCOL_ERRORS, ErrorMessages, is_permission_error
 from sinks.nats.messages import MessageIds
@@ -84,7 +84,7 @@ class NatsConnection:
         require_tls = settings.tls.enabled
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
-        messages = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
+        messages = ErrorMessages(address.server, seconds, configured_credentials(settings.auth), certificate)
         connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages, owner)
         options = {
             "name": CLIENT_NAME if settings.connection_name is None else settings.connection_name,

@@ -212,7 +212,10 @@ def test_documented_broker_errors_match_source(broker: str, variable: str) -> No
     table = page[page.index("| text | meaning |") :]
     texts = [text for line in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
     assert len(texts) > 10
-    paths = [*(ROOT / "sinks" / broker).glob("*.py"), ROOT / "sinks" / "token_command.py"]
+    paths = [
+        *(ROOT / "sinks" / broker).glob("*.py"),
+        *(ROOT / "sinks" / name for name in ("token_command.py", "tls_errors.py")),
+    ]
     source = re.sub(r"\s+", " ", "".join(path.read_text() for path in paths))
     source = re.sub(r"\{principal\(.*?\)\}", "user", re.sub(r'"\s*f?"', "", source))
     for text in texts:

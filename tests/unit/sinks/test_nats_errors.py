@@ -18,6 +18,7 @@ from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
 from config.sinks.nats import NatsAuthSettings, NatsSettings
+from sinks.credentials import configured_credentials
 from sinks.nats import auth, streams
 from sinks.nats.connection import ServerConnector
 from sinks.nats.errors import ApiResponseError, ErrorMessages, is_permission_error
@@ -238,7 +239,7 @@ async def test_empty_nats_token_file_is_rejected(tmp_path: Path, golden: Golden)
 
 
 def test_nats_credential_settings_are_named_without_secrets() -> None:
-    assert auth.configured_credentials(NatsAuthSettings()) == ""
-    assert auth.configured_credentials(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
-    named = auth.configured_credentials(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
+    assert configured_credentials(NatsAuthSettings()) == ""
+    assert configured_credentials(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
+    named = configured_credentials(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
     assert named == "auth.user and auth.password"
