@@ -61,6 +61,7 @@ class Pump:
         outbox: The source of records.
         clock: Source of time and random numbers.
         attempt_timeout: Seconds until an attempt is abandoned; None for a sink that may block indefinitely.
+        batch_records: Maximum number of records in a batch.
         heartbeat_factory: Makes heartbeats; None for a sink without heartbeats.
         request_snapshot: Called when the sink needs a snapshot, because records were dropped, or because its target has
             lost what was published.
@@ -74,6 +75,7 @@ class Pump:
         clock: Clock,
         *,
         attempt_timeout: float | None = ATTEMPT_TIMEOUT_MARGIN,
+        batch_records: int = BATCH_RECORDS,
         heartbeat_factory: HeartbeatFactory | None = None,
         request_snapshot: RequestSnapshot = lambda _: None,
     ) -> None:
@@ -82,6 +84,7 @@ class Pump:
         self._outbox = outbox
         self._clock = clock
         self._attempt_timeout = attempt_timeout
+        self._batch_records = batch_records
         self._rate_limiter = RateLimiter(clock)
         self._request_snapshot = request_snapshot
         self._heartbeat_factory = heartbeat_factory
@@ -126,7 +129,7 @@ class Pump:
             if self._resets is not None:
                 tasks.create_task(self._check_target(self._resets))
             while True:
-                batch = await self._outbox.read(self.name, BATCH_RECORDS, BATCH_BYTES)
+                batch = await self._outbox.read(self.name, self._batch_records, BATCH_BYTES)
                 async with self._publish_lock:
                     await self._deliver(batch)
 

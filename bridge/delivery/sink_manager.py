@@ -14,7 +14,7 @@ import structlog
 import sinks.factory
 from bridge.core.errors import DisconnectedError
 from bridge.delivery.heartbeats import HeartbeatFactory
-from bridge.delivery.pump import ATTEMPT_TIMEOUT_MARGIN, Pump, RequestSnapshot
+from bridge.delivery.pump import ATTEMPT_TIMEOUT_MARGIN, BATCH_RECORDS, Pump, RequestSnapshot
 from config.sinks import StdoutSettings
 from config.sinks.common import referenced_files
 
@@ -130,6 +130,7 @@ class SinkManager:
             self._outbox,
             self._clock,
             attempt_timeout=_attempt_timeout(sink_settings),
+            batch_records=sink_settings.batch_records or BATCH_RECORDS,
             heartbeat_factory=self._heartbeat_factory if heartbeats else None,
             request_snapshot=self._request_snapshot,
         )

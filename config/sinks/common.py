@@ -37,6 +37,12 @@ class BaseSinkSettings(SettingsModel):
     heartbeats: bool = field(False, "Whether the sink receives heartbeats, every heartbeat.interval.")
 
     @property
+    def batch_records(self) -> int | None:
+        """The sink's own limit of records in one call of ``publish``; None if it has no such setting."""
+        value: int | None = getattr(self, "max_batch_records", None)
+        return value
+
+    @property
     def attempt_timeout(self) -> timedelta | None:
         """The sink's own limit of one attempt; None if it has no such setting."""
         value: timedelta | None = getattr(self, self.timeout_setting, None)

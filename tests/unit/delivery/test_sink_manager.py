@@ -20,6 +20,7 @@ from bridge.delivery.sink_manager import SinkManager
 from bridge.outbox.outbox import StoredOutbox
 from bridge.task_groups import task_group
 from config.settings import Settings, load
+from config.sinks import FileSettings
 from sinks import factory
 from tests.eventually import eventually_async
 from tests.outboxes import open_outbox
@@ -232,3 +233,28 @@ async def test_bridge_ends_only_when_last_reader_is_gone(tmp_path: Path) -> None
 
     with pytest.raises(DisconnectedError):
         await run_without_readers()
+
+
+class SmallBatches(FileSettings):
+    max_batch_records: int = 2
+
+
+async def test_sink_setting_limits_records_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    initial = settings(tmp_path)
+    limited = SmallBatches(path=str(tmp_path / "first.jsonl"))
+    initial = initial.model_copy(update={"sinks": initial.sinks | {"first": limited}})
+    sizes: dict[str, list[int]] = {"first": [], "second": []}
+    async with open_outbox(None, *sizes) as outbox, task_group() as tasks:
+        await outbox.append(RecordFactory().started_records(5))
+        sinks = factory.create_sinks(initial, SystemClock())
+        for name, sink in sinks.items():
+
+            async def count(batch: Sequence[Record], name: str = name) -> None:
+                sizes[name].append(len(batch))
+
+            monkeypatch.setattr(sink, "publish", count)
+        manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
+        manager.start(tasks, initial, sinks)
+        await manager.drain(60)
+        await manager.close()
+    assert sizes == {"first": [2, 2, 1], "second": [5]}
