@@ -1,13 +1,13 @@
-"""CloudEvents 1.0: the attributes of a record in Kafka headers, in NATS headers, and in a JSON envelope. Pure.
+"""CloudEvents 1.0: the attributes of a record in headers of Kafka, NATS and HTTP, and in a JSON envelope. Pure.
 
 All attribute values come from the record, so a record that is published again has the same bytes.
 
 Invariants:
 - Every attribute is a non-empty string without control characters, for any name of a container or namespace:
   characters that an attribute must not contain are percent-encoded before the protocol binding applies.
-- Kafka: values are UTF-8; ``partitionkey`` equals the key of the message. NATS: values are printable ASCII without
-  space, double quote and percent sign; all other characters are percent-encoded once more, as the protocol binding
-  requires, and decoded by its readers.
+- Kafka: values are UTF-8; ``partitionkey`` equals the key of the message. NATS, HTTP: values are printable ASCII
+  without space, double quote and percent sign; all other characters are percent-encoded once more, as the protocol
+  bindings require, and decoded by their readers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
 JSON_CONTENT_TYPE = "application/json"
 KAFKA_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 NATS_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json"
+HTTP_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json"
+HTTP_BATCH_CONTENT_TYPE = "application/cloudevents-batch+json"
 SCHEMA = SCHEMA_ID
 PARTITION_KEY = "partitionkey"
 """CloudEvents' extension attribute from which the Kafka binding takes the key of a message."""
@@ -97,6 +99,12 @@ def nats_headers(record: Record, schema: str = SCHEMA) -> dict[str, str]:
     if record.subject:
         headers["ce-subject"] = encode_nats_value(encode_attribute(record.subject))
     return headers
+
+
+def http_headers(record: Record, schema: str = SCHEMA) -> dict[str, str]:
+    """Return the headers of binary mode over HTTP, whose rules for values the NATS binding has adopted."""
+    headers = nats_headers(record, schema)
+    return {"Content-Type": headers.pop("ce-datacontenttype"), **headers}
 
 
 def nats_envelope_headers() -> dict[str, str]:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from bridge.core.errors import FatalError
-from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings, plugins
+from config.sinks import FileSettings, HttpSinkSettings, KafkaSettings, NatsSettings, StdoutSettings, plugins
 from config.sinks.common import CLIENT_NAME
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def create_sink(
             if settings.connection_name is None:
                 settings = settings.model_copy(update={"connection_name": name})
             return NatsSink(settings, clock, snapshot_interval)
+        case HttpSinkSettings():
+            from sinks.http.sink import HttpSink
+
+            if settings.user_agent is None:
+                settings = settings.model_copy(update={"user_agent": name})
+            return HttpSink(settings, clock)
         case _:
             sink: Sink = plugins.load(settings.type).make(settings)
             return sink

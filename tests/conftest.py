@@ -22,6 +22,7 @@ from tests.testbed import kafka as kafka_peer
 from tests.testbed import nats as nats_peer
 from tests.testbed.containerd import VERSIONS, Containerd, Version, components
 from tests.testbed.dockerd import Docker
+from tests.testbed.http_receiver import HttpReceiver
 from tests.testbed.install import missing
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_config import LISTENERS
@@ -177,6 +178,13 @@ def nats_factory() -> Iterator[Callable[..., Nats]]:
     _require_installed(*nats_peer.COMPONENTS)
     with contextlib.ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(Nats(*args, **options))
+
+
+@pytest.fixture(scope="session")
+def http_receiver() -> Iterator[HttpReceiver]:
+    """One server, shared by all tests: use unique paths, and leave it running."""
+    with HttpReceiver() as receiver:
+        yield receiver
 
 
 @pytest.fixture(scope="session")

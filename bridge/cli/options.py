@@ -68,8 +68,8 @@ class RunOptions(ContainerdOptions, total=False):
         typer.Option(
             metavar="[ID=]URL",
             help="Sink for all records; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
-            "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://. Replaces all sinks of the configuration. "
-            "The id defaults to the type: stdout, file, kafka, nats.",
+            "nats://HOST:PORT/SUBJECT.PREFIX, http://HOST:PORT/PATH; with TLS kafkas://, tls:// and https://. Replaces "
+            "all sinks of the configuration. The id defaults to the type: stdout, file, kafka, nats, http.",
         ),
     ]
     state_dir: Annotated[

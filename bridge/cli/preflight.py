@@ -27,7 +27,7 @@ from bridge.http_endpoint import describe_listen_error, listen_address
 from bridge.outbox import database_worker
 from bridge.outbox.state_directory import StateDirectory
 from bridge.task_groups import with_timeout
-from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
+from config.sinks import FileSettings, HttpSinkSettings, KafkaSettings, NatsSettings, StdoutSettings
 from sinks.file import FileInUseError
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ def _success_message(settings: SinkSettings) -> str:
                 f"{', '.join(settings.servers)}: connected; stream {settings.stream_name} exists; permission to "
                 f"publish to {settings.subject_prefix}.> is not checked"
             )
+        case HttpSinkSettings():
+            return f"{settings.endpoint}: connected; whether it accepts records is not checked"
         case FileSettings():
             return f"{settings.path} is writable"
         case _:

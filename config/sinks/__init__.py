@@ -14,8 +14,9 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValid
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.fields import non_empty
-from config.sinks import kafka, nats, plugins
+from config.sinks import http, kafka, nats, plugins
 from config.sinks.common import BaseSinkSettings
+from config.sinks.http import HttpSinkSettings
 from config.sinks.kafka import KafkaSettings
 from config.sinks.local import FileSettings, StdoutSettings, parse_file_url, parse_stdout_url
 from config.sinks.nats import NatsSettings
@@ -24,6 +25,7 @@ __all__ = [
     "BUILT_IN",
     "BaseSinkSettings",
     "FileSettings",
+    "HttpSinkSettings",
     "KafkaSettings",
     "NatsSettings",
     "SinkSettings",
@@ -35,7 +37,9 @@ __all__ = [
     "settings_from_url",
 ]
 
-SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings | BaseSinkSettings
+SinkSettings: TypeAlias = (
+    StdoutSettings | FileSettings | KafkaSettings | NatsSettings | HttpSinkSettings | BaseSinkSettings
+)
 """The last one stands for the sinks of plugins."""
 
 BUILT_IN: dict[str, type[BaseSinkSettings]] = {
@@ -43,6 +47,7 @@ BUILT_IN: dict[str, type[BaseSinkSettings]] = {
     "file": FileSettings,
     "kafka": KafkaSettings,
     "nats": NatsSettings,
+    "http": HttpSinkSettings,
 }
 ID_PATTERN = "[a-z][a-z0-9]*([_-][a-z0-9]+)*"  # no double underscore, which separates levels in the environment
 _ID = re.compile(ID_PATTERN)
@@ -58,9 +63,11 @@ _SCHEMES: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "kafkas": kafka.parse_url,
     "nats": nats.parse_url,
     "tls": nats.parse_url,
+    "http": http.parse_url,
+    "https": http.parse_url,
 }
 """The functions that parse what follows the colon of a scheme."""
-_OTHER_SCHEMES = {"kafkas": "kafka", "tls": "nats"}
+_OTHER_SCHEMES = {"kafkas": "kafka", "tls": "nats", "https": "http"}
 """The types of the sinks whose scheme has another name."""
 
 

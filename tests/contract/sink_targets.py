@@ -20,6 +20,7 @@ from sinks.factory import create_sink
 from sinks.stdout import StdoutSink
 from tests.integration.nats_reading import StreamReader
 from tests.integration.target_checks import retry_until_done
+from tests.testbed.http_receiver import HttpReceiver
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST, Servers
@@ -200,6 +201,25 @@ class NatsTarget(ServerTarget):
         return self.make()
 
 
+class HttpTarget(ServerTarget):
+    """A path of its own; `mode` is that of CloudEvents."""
+
+    def __init__(self, receiver: HttpReceiver, mode: str) -> None:
+        super().__init__(receiver, receiver.port)
+        self._receiver = receiver
+        self._mode = mode
+
+    def settings(self, *, address: str = "", timeout: str = "30s", path: str = "") -> dict[str, Any]:
+        url = f"http://{address or self.address}/{path or self._name}"
+        return {"type": "http", "url": url, "cloudevents": self._mode, "timeout": timeout}
+
+    async def stored(self) -> list[bytes]:
+        return self._receiver.stored(self._name)
+
+    async def make_unusable(self) -> Sink:
+        return self.make(path=f"moved/{self._name}")
+
+
 def make_target(kind: str, request: pytest.FixtureRequest, directory: Path, stack: contextlib.ExitStack) -> Target:
     """Return the target of a kind of sink."""
     match kind:
@@ -212,5 +232,7 @@ def make_target(kind: str, request: pytest.FixtureRequest, directory: Path, stac
             return ExampleTarget(directory)
         case "kafka":
             return KafkaTarget(request.getfixturevalue("kafka"))
+        case "http-binary" | "http-batched":
+            return HttpTarget(request.getfixturevalue("http_receiver"), kind.removeprefix("http-"))
         case _:
             return NatsTarget(request.getfixturevalue("nats"))

@@ -22,7 +22,11 @@ from tests.naming import raises_naming
 from tests.sample_records import batches, record, records
 
 BOUND = 15.0  # seconds; above the timeouts of the sinks, for a slow machine
-SERVERS = [pytest.param(kind, marks=pytest.mark.integration) for kind in ("kafka", "nats")]
+SERVERS = [
+    "http-binary",
+    "http-batched",
+    *(pytest.param(kind, marks=pytest.mark.integration) for kind in ("kafka", "nats")),
+]
 KINDS = ["stdout", "file", "example", *SERVERS]
 
 

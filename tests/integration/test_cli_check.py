@@ -22,6 +22,7 @@ from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactor
 from tests.integration.engines import one_engine
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
+from tests.testbed.http_receiver import HttpReceiver
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import users_config
@@ -255,6 +256,27 @@ def test_check_exits_3_when_kafka_password_is_wrong(engine: Containerd, kafka: K
     assert_names(text, "user bridge", "scram-sha-256", "auth.password")
     status, _ = check("--containerd", engine.address, **kafka_sink(kafka, topic, **auth("bridge", USERS["bridge"])))
     assert status == 0
+
+
+# --- check: HTTP ---
+
+
+@one_engine
+def test_check_connects_to_http_receiver_without_publishing(engine: Containerd, http_receiver: HttpReceiver) -> None:
+    name = unique_name()
+    url = f"{http_receiver.url}/{name}"
+    status, results = check("--containerd", engine.address, "--sink", f"main={url}?key={SECRET}")
+    assert (status, results["main"][0][0]) == (0, "ok")
+    assert_names(results["main"][0][1], url)
+    assert http_receiver.stored(name) == []
+
+
+@one_engine
+def test_check_fails_when_http_receiver_is_unusable(engine: Containerd, http_receiver: HttpReceiver) -> None:
+    for url, expected in ((f"{http_receiver.url}/moved/x", 1), ("http://127.0.0.1:1/x", 3)):
+        status, results = check("--containerd", engine.address, "--sink", url)
+        assert (status, results["http"][0][0]) == (expected, "error")
+        assert_names(results["http"][0][1], url)
 
 
 # --- check: NATS ---

@@ -27,6 +27,7 @@ from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
 from tests.testbed import nats as nats_peer
 from tests.testbed.containerd import Containerd
+from tests.testbed.http_receiver import HttpReceiver
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
@@ -88,6 +89,8 @@ COMMAND_CASES = {
         "node-1/.*content-type=application/json"
     ),
     "whalebridge run --sink nats://nats-1:4222,nats-2:4222/containers"
+    " --state-dir /var/lib/whalebridge": runs_until_interrupt("synced"),
+    "whalebridge run --sink https://receiver.example.com/containers"
     " --state-dir /var/lib/whalebridge": runs_until_interrupt("synced"),
     "whalebridge tail nats://nats-1:4222/containers --since 15m --project web-shop": runs_until_interrupt(
         "web-shop-web-1"
@@ -176,7 +179,7 @@ class CommandEnvironment(NamedTuple):
 
 @pytest.fixture(scope="module")
 def command_environment(
-    engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest.TempPathFactory
+    engine: Containerd, kafka: Kafka, nats: Nats, http_receiver: HttpReceiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CommandEnvironment]:
     directory = tmp_path_factory.mktemp("environment")
     state = directory / "state"
@@ -190,6 +193,7 @@ def command_environment(
     )
     brokers = dict.fromkeys(("broker-1:9092,broker-2:9092", "broker-1:9092", "localhost:9092"), kafka.bootstrap)
     brokers |= dict.fromkeys(("nats-1:4222,nats-2:4222", "nats-1:4222", "localhost:4222"), server)
+    brokers["https://receiver.example.com"] = http_receiver.url
     with BridgeProcess(
         engine.address, directory, "--config", str(directory / "config.yaml"), state_dir=state
     ) as bridge:

@@ -37,6 +37,7 @@ _SINKS = (
     "kafkas://192.0.2.1,b.test:9093/t",
     {"type": "nats", "servers": ["a.test", "[2001:db8::1]:4333"], "subject_prefix": "1e3"},
     {"type": "kafka", "bootstrap_servers": ["a.test:9092", "b.test"], "topic": "0123"},
+    {"type": "http", "url": "https://a.test/b", "headers": {"X-Tenant": "0123"}},
     {"type": "stdout"},
 )
 _CONFIGS: tuple[tuple[str, tuple[Any, ...]], ...] = (

@@ -317,10 +317,13 @@ def test_chart_network_policy_allows_dns_and_broker_ports() -> None:
         "kafka": {"type": "kafka", "bootstrap_servers": ["a.example.net:9093", "b.example.net"], "topic": "t"},
         "nats": {"type": "nats", "servers": ["[2001:db8::1]:4333"], "subject_prefix": "s"},
         "url": "nats://c.example.net:4555/s",
+        "http": {"type": "http", "url": "http://d.example.net?key=a:1"},
+        "https": "https://[2001:db8::1]/path:2",
+        "http-port": "http://e.example.net:8080/path",
         "stdout": {"type": "stdout"},
     }
     manifests = render({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
-    assert ports(manifests) == [{53, 1053, 8053}, {4333, 4555, 9092, 9093, 9999}]
+    assert ports(manifests) == [{53, 1053, 8053}, {80, 443, 4333, 4555, 8080, 9092, 9093, 9999}]
     assert ports(render()) == [{53, 1053, 8053}]
 
 

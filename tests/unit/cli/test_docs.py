@@ -206,7 +206,7 @@ def test_documented_nats_message_is_encoded_record(readme_record: records.Record
     assert cloudevents.nats_headers(readme_record) == kafka
 
 
-@pytest.mark.parametrize(("broker", "variable"), [("kafka", "30 s"), ("nats", "(10210)")])
+@pytest.mark.parametrize(("broker", "variable"), [("kafka", "30 s"), ("nats", "(10210)"), ("http", "30 s")])
 def test_documented_broker_errors_match_source(broker: str, variable: str) -> None:
     page = (ROOT / "docs" / f"{broker}.md").read_text()
     table = page[page.index("| text | meaning |") :]
@@ -296,7 +296,8 @@ def test_configuration_reference_lists_every_setting() -> None:
     for path in setting_paths():
         if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
-            assert f"`{variable('attributes.name' if path == 'attributes' else path)}`" in CONFIGURATION
+            is_mapping = path in ("attributes", "sinks.ID.headers")
+            assert f"`{variable(f'{path}.name' if is_mapping else path)}`" in CONFIGURATION
 
 
 def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +343,7 @@ def test_documented_validation_errors_are_printed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_documented_configuration_examples_exist() -> None:
-    assert [path.stem for path in EXAMPLES] == ["both", "filters", "kafka", "nats", "stdout"]
+    assert [path.stem for path in EXAMPLES] == ["both", "filters", "http", "kafka", "nats", "stdout"]
     assert [path.name for path in EXAMPLES if f"config/examples/{path.name}" not in CONFIGURATION] == []
 
 
@@ -352,6 +353,7 @@ def test_configuration_examples_are_valid(path: Path) -> None:
         "stdout": ["stdout"],
         "kafka": ["kafka"],
         "nats": ["nats"],
+        "http": ["http"],
         "both": ["kafka", "nats"],
         "filters": ["kafka"],
     }

@@ -93,6 +93,7 @@ USAGE = {
         call("whalebridge tail kafka://u:hunter2@h/t", 2, "URL"),
         call("whalebridge tail amqp://h/t", 2, "'amqp'"),
         call("whalebridge tail stdout:", 2, "stdout", "use - "),
+        call("whalebridge tail https://h/p", 2, "http", "use - "),
         call("whalebridge tail - --since soon", 2, "--since", "15m"),
         call("whalebridge tail - --namespace default,a/b", 2, "--namespace: "),
         call("whalebridge tail main --config /nonexistent/config.yaml", 2, "/nonexistent/config.yaml: "),

@@ -156,4 +156,4 @@ def test_schema_descriptions_contain_unit_and_reason() -> None:
         assert "unit" not in field or f"\n\nUnit: {field['unit']}." in field["description"]
     kafka = SCHEMA["$defs"]["KafkaSettings"]["properties"]
     assert kafka["request_timeout"]["default"] == "30s"
-    assert set(BUILT_IN) == {"stdout", "file", "kafka", "nats"}
+    assert set(BUILT_IN) == {"stdout", "file", "kafka", "nats", "http"}

@@ -20,6 +20,7 @@ MINIMUM: dict[str, dict[str, Any]] = {
     "file": {"type": "file", "path": "/x"},
     "kafka": {"type": "kafka", "bootstrap_servers": ["h"], "topic": "t"},
     "nats": {"type": "nats", "servers": ["h"], "subject_prefix": "s"},
+    "http": {"type": "http", "url": "https://h/"},
 }
 
 
@@ -50,7 +51,7 @@ def representations(**arguments: Any) -> str:
 
 def test_secrets_of_all_sinks_are_covered() -> None:
     assert secrets(Settings) == []
-    assert {kind for kind, _ in SECRETS} == {"kafka", "nats"}
+    assert {kind for kind, _ in SECRETS} == {"kafka", "nats", "http"}
     assert {("kafka", "auth.password"), ("kafka", "tls.key_password"), ("nats", "auth.nkey_seed")} <= set(SECRETS)
     assert SecretStr(CANARY).get_secret_value() == CANARY
 

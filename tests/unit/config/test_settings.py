@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from config.setting_groups import LabelsSettings
 from config.settings import Settings, load
-from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
+from config.sinks import FileSettings, HttpSinkSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.kafka import KafkaAuthSettings
 
 
@@ -73,7 +73,7 @@ def fields(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, dict[s
 
 def test_every_setting_has_a_description() -> None:
     documented = dict(fields(Settings))
-    for model in (StdoutSettings, FileSettings, KafkaSettings, KafkaAuthSettings, NatsSettings):
+    for model in (StdoutSettings, FileSettings, KafkaSettings, KafkaAuthSettings, NatsSettings, HttpSinkSettings):
         documented |= dict(fields(model, f"{model.__name__}."))
     assert "snapshot.interval" in documented
     assert [path for path, schema in documented.items() if not schema.get("description")] == []

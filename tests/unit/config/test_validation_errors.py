@@ -25,6 +25,7 @@ ConfigFile = Callable[[str | bytes], str]
 KAFKA: dict[str, Any] = {"type": "kafka", "bootstrap_servers": "h1:9092", "topic": "events"}
 AUTH = {"mechanism": "plain", "username": "u", "password": CANARY}
 NATS: dict[str, Any] = {"type": "nats", "servers": ["n1:4222"], "subject_prefix": "events"}
+HTTP: dict[str, Any] = {"type": "http", "url": "http://h/events"}
 TLS = {"enabled": True, "cert_file": "/c"}
 
 INVALID_FILES: list[tuple[str | bytes, str]] = [
@@ -125,6 +126,18 @@ INVALID_NATS_URLS = (
     "nats:n1/events",
     f"nats://user:{CANARY}@n1:4222/events",
 )
+INVALID_HTTP_URLS = (
+    "http://",
+    "https:///events",
+    "http://h:0/events",
+    "http://h:65536/events",
+    "http://a..b/events",
+    "http://h/a b",
+    "http://h/größe",
+    "http://h/events#x",
+    f"http://user:{CANARY}@h/events",
+    f"http://{CANARY}@h/events",
+)
 IMPOSSIBLE_NAMESPACES = ("/x", "x/*", "[a", "a]", "[]", "[ab/]", "-x", "x-", "a..b", "é*", "x" * 77, "*" + "x" * 77)
 
 INVALID_FLAGS: list[tuple[dict[str, Any], str]] = [
@@ -159,6 +172,8 @@ INVALID_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"sinks": ["kafka://h:99999/t"]}, "--sink: sinks.kafka.bootstrap_servers.0"),
     *(({"sinks": [url]}, "--sink: sinks.kafka") for url in INVALID_KAFKA_URLS),
     *(({"sinks": [url]}, "--sink: sinks.nats") for url in INVALID_NATS_URLS),
+    *(({"sinks": [url]}, "--sink: sinks.http.url") for url in INVALID_HTTP_URLS),
+    *(({"sinks": [url]}, "--sink: sinks.http") for url in ("http:", "http:h/events")),
     *(({"sinks": [url]}, "--sink: sinks.file") for url in ("file:", "file://", "file://host/path")),
     ({"sinks": ["a=file:/v", "b=file:/v"]}, "--sink: sinks"),
     ({"host": "a b"}, "host"),
@@ -286,9 +301,35 @@ INVALID_NATS_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"stream": {"create": False}}, "stream.create"),
 ]
 
+INVALID_HTTP_SETTINGS: list[tuple[dict[str, Any], str]] = [
+    ({"url": f"ftp://{CANARY}"}, "url"),
+    ({"url": ""}, "url"),
+    ({"cloudevents": "batch"}, "cloudevents"),
+    ({"tls": {"ca_file": "/ca.pem"}}, ""),
+    ({"tls": {"enabled": True}}, "tls.enabled"),
+    ({"url": "https://h/", "tls": {"key_file": "/k"}}, "tls"),
+    ({"auth": {"user": "a:b", "password": CANARY}}, "auth"),
+    ({"auth": {"user": "u", "password": CANARY, "token_file": "/t"}}, "auth"),
+    ({"auth": {"nkey_seed": CANARY}}, "auth.nkey_seed"),
+    ({"headers": {"Authorization": CANARY}}, "headers.Authorization"),
+    ({"headers": {"content-type": "x"}}, "headers.content-type"),
+    ({"headers": {"Idempotency-Key": "x"}}, "headers.Idempotency-Key"),
+    ({"headers": {"Host": "x"}}, "headers.Host"),
+    ({"headers": {"ce-id": "x"}}, "headers.ce-id"),
+    ({"headers": {"X-A": f"{CANARY}\r\nX-B: c"}}, "headers.X-A"),
+    ({"headers": {"X-A": ""}}, "headers.X-A"),
+    ({"headers": {"X-A": "b", "x-a": "c"}}, "headers"),
+    ({"user_agent": "a\nb"}, "user_agent"),
+    ({"max_batch_records": 0}, "max_batch_records"),
+    ({"max_batch_bytes": 100_000}, ""),
+    ({"max_record_bytes": 1}, "max_record_bytes"),
+    ({"timeout": "0s"}, "timeout"),
+]
+
 INVALID_SINKS: list[tuple[dict[str, Any], str]] = [
     *((KAFKA | settings, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_KAFKA_SETTINGS),
     *((NATS | settings, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_NATS_SETTINGS),
+    *((HTTP | settings, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_HTTP_SETTINGS),
     *(({"type": "file", "path": path}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")),
 ]
 

@@ -16,6 +16,7 @@ from config.settings import load
 from config.sinks import parse_url
 from sinks.factory import create_sink, create_sinks
 from sinks.file import FileSink
+from sinks.http.sink import HttpSink
 from sinks.kafka.sink import KafkaSink
 from sinks.nats.sink import NatsSink
 from sinks.stdout import StdoutSink
@@ -24,13 +25,14 @@ from tests.virtual_time import VirtualClock
 
 
 def test_sink_is_created_from_settings() -> None:
-    settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject"]})
+    settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject", "http://h:1/path"]})
     assert isinstance(create_sink(settings.sinks["stdout"], VirtualClock()), StdoutSink)
     assert {id_: type(sink) for id_, sink in create_sinks(settings, VirtualClock()).items()} == {
         "stdout": StdoutSink,
         "file": FileSink,
         "kafka": KafkaSink,
         "nats": NatsSink,
+        "http": HttpSink,
     }
 
 
@@ -42,11 +44,19 @@ def nats_name(text: str) -> bytes:
     return b'"name": "%b"' % text.encode()
 
 
+def http_header(text: str) -> bytes:
+    return b"User-Agent: %b\r\n" % text.encode()
+
+
 @pytest.mark.real_time
 @pytest.mark.parametrize("configured", [None, "audit"])
 @pytest.mark.parametrize(
     ("url", "setting", "encode"),
-    [("kafka://{}/topic", "client_id", kafka_string), ("nats://{}/subject", "connection_name", nats_name)],
+    [
+        ("kafka://{}/topic", "client_id", kafka_string),
+        ("nats://{}/subject", "connection_name", nats_name),
+        ("http://{}/path", "user_agent", http_header),
+    ],
 )
 async def test_sink_sends_its_name_to_broker(
     url: str, setting: str, encode: Callable[[str], bytes], configured: str | None
@@ -71,7 +81,8 @@ async def test_sink_sends_its_name_to_broker(
 
 
 def test_sink_library_is_imported_only_when_configured() -> None:
-    code = "import sys, sinks.factory; sys.exit(bool({'sinks.stdout', 'aiokafka', 'nats'} & sys.modules.keys()))"
+    libraries = {"sinks.stdout", "aiokafka", "nats", "aiohttp"}
+    code = f"import sys, sinks.factory; sys.exit(bool({libraries} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

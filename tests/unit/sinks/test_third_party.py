@@ -74,8 +74,12 @@ async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
         ("broken:x", "sinks.main", "whalebridge_example_missing"),
         ({"type": "broken"}, "sinks.main", "'broken'"),
         ("incomplete:x", "sinks.main", "bridge.core.containerd_model"),
-        ("other:x", "sinks.main", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, directory:, incomplete:"),
-        ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, directory, incomplete"),
+        (
+            "other:x",
+            "sinks.main",
+            "stdout:, file:, kafka:, kafkas:, nats:, tls:, http:, https:, broken:, directory:, incomplete:",
+        ),
+        ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, http, broken, directory, incomplete"),
     ],
 )
 def test_third_party_sink_settings_errors_have_path(sink: object, path: str, named: str, golden: Golden) -> None:

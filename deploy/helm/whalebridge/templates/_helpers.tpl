@@ -295,15 +295,22 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- range .Values.config.sinks }}
 {{- $defaultPort := "" }}
 {{- $servers := list }}
+{{- $url := ternary . "" (kindIs "string" .) }}
 {{- if kindIs "string" . }}
 {{- if regexMatch "^(kafkas?|nats|tls)://" . }}
 {{- $defaultPort = ternary "9092" "4222" (hasPrefix "kafka" .) }}
 {{- $servers = regexReplaceAll "^[a-z]+://([^/]*).*$" . "${1}" | splitList "," }}
 {{- end }}
+{{- else if eq .type "http" }}
+{{- $url = .url }}
 {{- else if has .type (list "kafka" "nats") }}
 {{- $defaultPort = ternary "9092" "4222" (eq .type "kafka") }}
 {{- $configured := ternary .bootstrap_servers .servers (eq .type "kafka") }}
 {{- $servers = ternary (splitList "," (toString $configured)) $configured (kindIs "string" $configured) }}
+{{- end }}
+{{- if regexMatch "^https?://" $url }}
+{{- $defaultPort = ternary "443" "80" (hasPrefix "https" $url) }}
+{{- $servers = regexReplaceAll "^[a-z]+://([^/?]*).*$" $url "${1}" | list }}
 {{- end }}
 {{- range $servers }}
 {{- $brokers = append $brokers (regexMatch ":[0-9]+$" . | ternary . (printf "%s:%s" . $defaultPort)) }}

@@ -1,0 +1,1 @@
+"""The HTTP sink, based on aiohttp: records in POST requests."""
