@@ -17,12 +17,12 @@ from weakref import WeakSet
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from grpc import StatusCode
 
 from bridge.clock import SystemClock
 from bridge.containerd import decode, methods
 from bridge.containerd.connection import Connection
 from bridge.containerd.event_stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos import (
     containers_pb2,
     cri_pb2,
@@ -139,7 +139,7 @@ class ContainerdClient:
 
     async def _connect(self) -> Peer:
         peer = await probe(self.path, self._timeouts.connect, self._clock)
-        if peer != self._peer or self._get_connection().broken:
+        if peer != self._peer:
             await self._disconnect()
             self._peer = peer
         return peer
@@ -363,13 +363,13 @@ class ContainerdClient:
 
     def _get_connection(self) -> Connection:
         if self._connection is None:
-            self._connection = Connection(self.path)
+            self._connection = Connection(self.path, self._clock)
         return self._connection
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.close()
+            connection.close()
 
     async def close(self) -> None:
         """Close all connections and subscriptions; idempotent."""

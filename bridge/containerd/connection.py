@@ -1,4 +1,4 @@
-"""A gRPC channel to containerd.
+"""Calls to containerd with one request, on one connection.
 
 Invariant: every call has a deadline and fails only with one of our errors.
 """
@@ -6,37 +6,36 @@ Invariant: every call has a deadline and fails only with one of our errors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
-import grpc
 from google.protobuf.message import DecodeError, Message
 
-from bridge.containerd.methods import NAMESPACE_HEADER, Method, channel_options, target
-from bridge.containerd.rpc_errors import from_rpc_error, unreadable_response
+from bridge.containerd.http2 import Call, GrpcConnection, Status, StatusCode
+from bridge.containerd.methods import NAMESPACE_HEADER, Method
+from bridge.containerd.rpc_errors import from_status, unreadable_response
 from bridge.core.errors import TransientError
+from bridge.core.ports import Clock
+from bridge.core.time import SECOND, to_seconds
 
 _Response = TypeVar("_Response", bound=Message)
 
-_BROKEN_STATES = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
-
 
 class Connection:
-    """One channel; connects at the first call, and reconnects when containerd is back at the same path."""
+    """Connects at the first call, and at the next one after the connection has ended."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, clock: Clock) -> None:
         self._path = path
-        self._channel = grpc.aio.insecure_channel(target(path), options=channel_options())
+        self._clock = clock
+        self._connection: GrpcConnection | None = None
+        self._closed = False
 
-    @property
-    def broken(self) -> bool:
-        """Whether the last connection attempt failed, so that gRPC's backoff delays the next one."""
-        return self._channel.get_state() in _BROKEN_STATES
-
-    async def close(self) -> None:
-        """Close the channel; calls in flight fail with a TransientError."""
-        await self._channel.close()
+    def close(self) -> None:
+        """End the connection; calls in flight fail with a TransientError."""
+        self._closed = True
+        if self._connection is not None:
+            self._connection.abort()
 
     async def call(self, method: Method[_Response], request: Message, namespace: str, seconds: float) -> _Response:
         """Call a method and return the response.
@@ -45,47 +44,76 @@ class Connection:
             RpcError: containerd returned an error or an unreadable response, or did not respond within ``seconds``.
             TransientError: This connection was closed.
         """
-        with self._translate_errors(method):
-            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method.path)
-            raw = await call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
-            return method.response_type.FromString(raw)
+        responses = [each async for each in self.stream(method, request, namespace, seconds)]
+        if len(responses) != 1:
+            raise unreadable_response(method.path, self._path)
+        return responses[0]
 
     async def stream(
         self, method: Method[_Response], request: Message, namespace: str, seconds: float
     ) -> AsyncIterator[_Response]:
-        """Yield the responses of a streaming method; ``seconds`` and errors as in ``call``."""
-        with self._translate_errors(method):
-            call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(method.path)
-            responses = call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
-            try:
-                async for raw in responses:
-                    yield method.response_type.FromString(raw)
-            finally:
-                responses.cancel()
-
-    @contextmanager
-    def _translate_errors(self, method: Method[_Response]) -> Iterator[None]:
+        """Yield the responses of a streaming method; ``seconds``, for all of them, and errors as in ``call``."""
+        connection, call = self._get_connection(method), _PendingCall()
+        deadline = self._clock.now().monotonic + round(seconds * SECOND)
+        metadata = ((NAMESPACE_HEADER, namespace),) if namespace else ()
+        connection.start(call, method.path, request.SerializeToString(), metadata)
         try:
-            yield
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, method.purpose, self._path) from error
+            while (raw := await self._next_message(call, deadline)) is not None:
+                yield method.response_type.FromString(raw)
+        except TimeoutError:
+            status = Status(StatusCode.DEADLINE_EXCEEDED, f"no response for {seconds:g} s")
+            raise from_status(*status, method.purpose, self._path) from None
         except DecodeError as error:
             raise unreadable_response(method.path, self._path) from error
-        except grpc.aio.UsageError as error:
-            raise self._closed_error(method) from error
-        except asyncio.CancelledError as error:
-            if _is_cancelled():
-                raise
-            raise self._closed_error(method) from error  # gRPC cancels the calls of a channel that is closed
+        finally:
+            connection.cancel(call)
+        if self._closed:
+            raise self._closed_error(method)
+        if call.status.code is not StatusCode.OK:
+            raise from_status(*call.status, method.purpose, self._path)
+
+    async def _next_message(self, call: _PendingCall, deadline: int) -> bytes | None:
+        async with self._clock.timeout(to_seconds(max(0, deadline - self._clock.now().monotonic))):
+            return await call.next_message()
+
+    def _get_connection(self, method: Method[_Response]) -> GrpcConnection:
+        if self._closed:
+            raise self._closed_error(method)
+        if self._connection is None or self._connection.closed:
+            self._connection = GrpcConnection(self._path)
+        return self._connection
 
     def _closed_error(self, method: Method[_Response]) -> TransientError:
         return TransientError(f"containerd at {self._path}: connection closed; could not {method.purpose}")
 
 
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+class _PendingCall(Call):
+    """A call whose messages are taken one by one; ``status`` is set when it has ended."""
+
+    __slots__ = ("_arrived", "_messages", "status")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._messages: deque[bytes] = deque()
+        self._arrived = asyncio.Event()
+        self.status = _PENDING
+
+    async def next_message(self) -> bytes | None:
+        """Wait for the next message, and return it; None after the last one."""
+        while not self._messages:
+            if self.status is not _PENDING:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._messages.popleft()
+
+    def receive_message(self, message: bytes) -> None:
+        self._messages.append(message)
+        self._arrived.set()
+
+    def end(self, status: Status) -> None:
+        self.status = status
+        self._arrived.set()
 
 
-def _headers(namespace: str) -> tuple[tuple[str, str], ...]:
-    return ((NAMESPACE_HEADER, namespace),) if namespace else ()
+_PENDING = Status(StatusCode.UNKNOWN, "pending")

@@ -14,10 +14,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError
-from grpc import StatusCode
 
 from bridge.containerd import decode, envelope_batches
-from bridge.containerd.http2 import Call, GrpcConnection, Metadata, Status
+from bridge.containerd.http2 import Call, GrpcConnection, Metadata, Status, StatusCode
 from bridge.containerd.methods import SUBSCRIBE
 from bridge.containerd.protos.events_pb2 import SubscribeRequest
 from bridge.containerd.rpc_errors import from_status

@@ -27,7 +27,6 @@ from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import msgspec
-from grpc import StatusCode
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
 from bridge.containerd.methods import MAX_LIST_BYTES as MAX_MESSAGE_BYTES
@@ -61,7 +60,30 @@ _MAX_NUMBER = 2**31 - 1  # of streams, windows and stream ids; the bit above is 
 _DEFAULT_WINDOW_BYTES = 65_535
 _MESSAGE_PREFIX = Struct(">BI")  # whether the message is compressed, and its length
 
-_STATUS_CODES = {str(code.value[0]).encode(): code for code in StatusCode}
+
+class StatusCode(IntEnum):
+    """gRPC's status codes."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+_STATUS_CODES = {str(int(code)).encode(): code for code in StatusCode}
 
 
 class _ErrorCode(IntEnum):
@@ -97,6 +119,7 @@ class Status(NamedTuple):
     details: str
 
 
+_CANCELED = Status(StatusCode.CANCELLED, "the call was canceled")
 _SHUTTING_DOWN = Status(StatusCode.UNAVAILABLE, "the peer is shutting down")
 
 
@@ -204,6 +227,15 @@ class GrpcProtocol:
         """Send another request message; the response of the call has begun."""
         self._bodies[call.stream_id].unsent += _with_prefix(message)
         self._send_body(call.stream_id)
+
+    def cancel(self, call: Call) -> None:
+        """End a call, unless it has ended; the peer stops to work on it."""
+        if self._calls.get(call.stream_id) is call:
+            self._send_frame(_RST_STREAM, 0, call.stream_id, _NUMBER.pack(_ErrorCode.CANCEL))
+            self._end_call(call, _CANCELED)
+        elif waiting := [request for request in self._queue if request.call is call]:
+            self._queue.remove(waiting[0])
+            call.end(_CANCELED)
 
     def receive(self, data: bytes) -> None:
         """Process bytes from the peer; all calls end if they violate the protocol."""
@@ -518,6 +550,11 @@ class GrpcConnection:
         self._protocol.send(call, message)
         self._schedule_flush()
 
+    def cancel(self, call: Call) -> None:
+        """End a call, unless it has ended."""
+        self._protocol.cancel(call)
+        self._schedule_flush()
+
     def pause(self, seconds: float) -> None:
         """Look at the socket after this time, instead of as soon as anything arrives."""
         if self._socket is not None:
@@ -633,7 +670,7 @@ class GrpcConnection:
                 self._loop.remove_writer(self._socket.fileno())
 
 
-@lru_cache(maxsize=64)  # a method is called with few different metadata
+@lru_cache(maxsize=256)  # a method is called with few different metadata
 def _encode_headers(method: str, metadata: tuple[tuple[str, str], ...]) -> bytes:
     """Return the header block of a request, which is smaller than a frame.
 

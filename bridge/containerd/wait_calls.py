@@ -12,10 +12,9 @@ from itertools import islice
 from typing import TypeAlias
 
 from google.protobuf.message import DecodeError
-from grpc import StatusCode
 
 from bridge.containerd import decode
-from bridge.containerd.http2 import Call, GrpcConnection, Metadata, Status
+from bridge.containerd.http2 import Call, GrpcConnection, Metadata, Status, StatusCode
 from bridge.containerd.methods import NAMESPACE_HEADER, WAIT, WAITS, is_valid_key
 from bridge.containerd.protos.tasks_pb2 import WaitRequest
 from bridge.containerd.protos.waits_pb2 import WaitsRequest, WaitsResponse
@@ -28,7 +27,6 @@ OnEnd: TypeAlias = Callable[[ExitStatus | BridgeError | None], None]
 # Results are only needed if exit events are lost: collecting them saves one wake-up for each exit.
 _READ_INTERVAL = 0.1
 _WAITS_PER_MESSAGE = 64  # with the longest names, 10 KiB of the 16 KiB that the proxy accepts
-_STATUS_CODES = {code.value[0]: code for code in StatusCode}
 _UNKNOWN_METHOD = frozenset({StatusCode.UNIMPLEMENTED, StatusCode.PERMISSION_DENIED})  # of containerd; of older proxies
 
 
@@ -154,11 +152,18 @@ class _SharedCall(Call):
             return
         for end in response.ends:
             if (on_end := self.ends.pop(end.number, None)) is not None:
-                status = Status(_STATUS_CODES.get(end.code, StatusCode.UNKNOWN), end.details)
+                status = Status(_status_code(end.code), end.details)
                 self._calls.end(on_end, status, end.response)
 
     def end(self, status: Status) -> None:
         self._calls.end_shared(self, status)
+
+
+def _status_code(code: int) -> StatusCode:
+    try:
+        return StatusCode(code)
+    except ValueError:
+        return StatusCode.UNKNOWN
 
 
 class _WaitCall(Call):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from grpc import StatusCode
-
-from bridge.containerd.http2 import GrpcProtocol, Status
+from bridge.containerd.http2 import GrpcProtocol, Status, StatusCode
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import Mutator, mutate_bytes
 from tests.unit.containerd.http2_peer import (

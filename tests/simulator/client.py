@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
-import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from bridge.containerd import decode, methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
 from bridge.containerd.event_stream import ContainerdEventStream
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.methods import Method
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.containerd.protos.tasks_pb2 import WaitRequest
-from bridge.containerd.rpc_errors import RpcError
+from bridge.containerd.rpc_errors import RpcError, from_status, unreadable_response
 from bridge.containerd.socket_probe import Peer
 from bridge.containerd.wait_calls import ContainerdWaitCalls, OnEnd
 from bridge.core.containerd_model import ContainerKey, Event, ExitStatus
@@ -30,8 +31,6 @@ from tests.simulator.state import SimulatedRpcError, State
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Message)
-
-_NO_METADATA = grpc.aio.Metadata()
 
 
 class InProcessStream(ContainerdEventStream):
@@ -109,7 +108,7 @@ class InProcessConnection(Connection):
     ``killed``: the process of the client was killed, so that nothing happens any more.
     """
 
-    broken = killed = False
+    killed = False
 
     def __init__(self, containerd: SimulatedContainerd, clock: Clock) -> None:
         self._containerd = containerd
@@ -119,32 +118,38 @@ class InProcessConnection(Connection):
     async def call(self, method: Method[R], request: Message, namespace: str, seconds: float) -> R:
         if self.killed:
             await asyncio.Event().wait()
-        with self._translate_errors(method):
+        with self._translated(method):
             raw = await self._within(seconds, self._containerd.call(method.path, request, namespace))
             return method.response_type.FromString(raw)
 
     async def stream(self, method: Method[R], request: Message, namespace: str, seconds: float) -> AsyncIterator[R]:
-        with self._translate_errors(method):
+        with self._translated(method):
             messages = self._containerd.stream(method.path, request, namespace)
             while (raw := await self._within(seconds, anext(messages, None))) is not None:
                 yield method.response_type.FromString(raw)
 
     async def _within(self, seconds: float, response: Awaitable[T]) -> T:
-        """Return a response; containerd's errors and a timeout become those of gRPC."""
+        """Return a response, which counts as a call in flight until then."""
         task = asyncio.ensure_future(response)
         self._containerd.calls_in_flight[task] = None
         try:
             async with self._clock.timeout(seconds if seconds < math.inf else None):
                 return await task
-        except SimulatedRpcError as error:
-            raise grpc.aio.AioRpcError(error.code, _NO_METADATA, _NO_METADATA, error.details) from None
-        except TimeoutError:
-            code = grpc.StatusCode.DEADLINE_EXCEEDED
-            raise grpc.aio.AioRpcError(code, _NO_METADATA, _NO_METADATA, "Deadline Exceeded") from None
         finally:
             del self._containerd.calls_in_flight[task]
 
-    async def close(self) -> None:
+    @contextmanager
+    def _translated(self, method: Method[R]) -> Iterator[None]:
+        try:
+            yield
+        except SimulatedRpcError as error:
+            raise from_status(error.code, error.details, method.purpose, self._path) from None
+        except TimeoutError:
+            raise from_status(StatusCode.DEADLINE_EXCEEDED, "timeout", method.purpose, self._path) from None
+        except DecodeError as error:
+            raise unreadable_response(method.path, self._path) from error
+
+    def close(self) -> None:
         """Do nothing: the callers cancel their calls."""
 
 
@@ -208,7 +213,7 @@ class InProcessClient(ContainerdClient):
         try:
             response = await self._connection.call(methods.WAIT, request, key.namespace, math.inf)
         except RpcError as error:
-            if error.code is grpc.StatusCode.NOT_FOUND:
+            if error.code is StatusCode.NOT_FOUND:
                 return None
             raise
         return ExitStatus(response.exit_status, decode.nanoseconds(response.exited_at))

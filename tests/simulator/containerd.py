@@ -19,6 +19,7 @@ import grpc
 from google.protobuf.message import Message
 
 from bridge.containerd import methods
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos import (
     containers_pb2,
     cri_pb2,
@@ -121,7 +122,7 @@ class SimulatedContainerd:
         name = path.rpartition(".")[2].replace("/", ".")
         self.calls.append(name)
         if self.down:
-            raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "connection refused")
+            raise SimulatedRpcError(StatusCode.UNAVAILABLE, "connection refused")
         for method in (name, ALL):
             if method in self.faults.hanging:
                 await self.faults.hanging[method].wait()
@@ -178,14 +179,14 @@ class SimulatedContainerd:
             try:
                 return await self.call(path, request, _namespace(context))
             except SimulatedRpcError as error:
-                await context.abort(error.code, error.details)
+                await context.abort(grpc.StatusCode[error.code.name], error.details)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[bytes]:
             try:
                 async for message in self.stream(path, request, _namespace(context)):
                     yield message
             except SimulatedRpcError as error:
-                await context.abort(error.code, error.details)
+                await context.abort(grpc.StatusCode[error.code.name], error.details)
 
         decode = _REQUESTS[path].FromString if path in _REQUESTS else None
         if path in (methods.CONTAINERS_STREAM.path, methods.SUBSCRIBE.path):
@@ -247,7 +248,7 @@ class SimulatedContainerd:
             return task.to_proto(key.id)
         await asyncio.sleep(self.faults.shim_timeout_seconds)
         if self.version != "1.6":
-            raise SimulatedRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "context deadline exceeded")
+            raise SimulatedRpcError(StatusCode.DEADLINE_EXCEEDED, "context deadline exceeded")
         process = process_pb2.Process(id=key.id, status=process_pb2.Status.Name(TaskStatus.UNKNOWN))
         process.exited_at.CopyFrom(stamp(type(process.exited_at), None))
         return process
@@ -278,7 +279,7 @@ class SimulatedContainerd:
             await asyncio.Event().wait()
         container = self.state.container(key)
         if CRI_KIND_LABEL not in container.labels:
-            raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f"container {container.id} not found")
+            raise SimulatedRpcError(StatusCode.NOT_FOUND, f"container {container.id} not found")
         response = cri_pb2.ContainerStatusResponse(status=container.cri_status)
         response.status.id = container.id
         return response
@@ -302,7 +303,7 @@ class SimulatedContainerd:
     def _require_cri(self) -> None:
         if not self.state.has_cri:
             details = "unknown service runtime.v1.RuntimeService"
-            raise SimulatedRpcError(grpc.StatusCode.UNIMPLEMENTED, details)
+            raise SimulatedRpcError(StatusCode.UNIMPLEMENTED, details)
 
     # --- events ---
 
@@ -322,20 +323,20 @@ class SimulatedContainerd:
         finally:
             self.state.listeners.remove(queue.put_nowait)
         if self._server is None:
-            raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the simulator is stopping")
+            raise SimulatedRpcError(StatusCode.UNAVAILABLE, "the simulator is stopping")
 
 
 def _check_size(size: int) -> None:
     if size > MAX_MESSAGE_BYTES:
         details = f"trying to send message larger than max ({size} vs. {MAX_MESSAGE_BYTES})"
-        raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+        raise SimulatedRpcError(StatusCode.RESOURCE_EXHAUSTED, details)
 
 
 def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool]:
     """Parse the only kind of filter that the bridge uses: ``topic~="REGEX"``."""
     patterns = [re.compile(match[1]) for text in request.filters if (match := re.fullmatch(r'topic~="(.*)"', text))]
     if len(patterns) != len(request.filters):
-        raise SimulatedRpcError(grpc.StatusCode.INVALID_ARGUMENT, f"unsupported filters: {request.filters}")
+        raise SimulatedRpcError(StatusCode.INVALID_ARGUMENT, f"unsupported filters: {request.filters}")
     return lambda topic: not patterns or any(pattern.search(topic) for pattern in patterns)
 
 

@@ -15,12 +15,12 @@ from operator import gt
 from random import Random
 from typing import Any
 
-import grpc
 import msgspec
 import structlog
 
 from bridge.app import _cancel
 from bridge.clock import SystemClock
+from bridge.containerd.http2 import StatusCode
 from bridge.core.container_metadata import CRI_KIND_LABEL
 from bridge.core.containerd_model import ContainerKey, Instant, TaskStatus
 from bridge.core.errors import BridgeError
@@ -529,7 +529,7 @@ class World:
     def _failing_namespace(self) -> None:
         errors, key = self.containerd.faults.errors, ("Tasks.List", self.rng.choice(("default", "shop")))
         if errors.pop(key, None) is None:
-            errors[key] = SimulatedRpcError(grpc.StatusCode.INTERNAL, "ttrpc: closed")
+            errors[key] = SimulatedRpcError(StatusCode.INTERNAL, "ttrpc: closed")
 
     def _replace_containerd(self) -> None:
         """Install another containerd: no container is left."""

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos import containers_pb2, cri_pb2, images_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.core.containerd_model import ContainerKey, Labels, TaskStatus
@@ -27,7 +27,7 @@ KILLED = 137
 class SimulatedRpcError(Exception):
     """An error response of containerd: a status code and its text."""
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    def __init__(self, code: StatusCode, details: str) -> None:
         super().__init__(details)
         self.code = code
         self.details = details
@@ -265,21 +265,21 @@ class State:
         container = self.namespaces.get(key.namespace, {}).get(key.id)
         if container is None:
             raise SimulatedRpcError(
-                grpc.StatusCode.NOT_FOUND, f'container "{key.id}" in namespace "{key.namespace}": not found'
+                StatusCode.NOT_FOUND, f'container "{key.id}" in namespace "{key.namespace}": not found'
             )
         return container
 
     def image(self, namespace: str, name: str) -> images_pb2.Image:
         """Return an image."""
         if (namespace, name) not in self.images:
-            raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f'image "{name}": not found')
+            raise SimulatedRpcError(StatusCode.NOT_FOUND, f'image "{name}": not found')
         return self.images[namespace, name]
 
     def task(self, key: ContainerKey) -> SimulatedTask:
         """Return a container's task."""
         task = self.container(key).task
         if task is None:
-            raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f"task {key.id} not found")
+            raise SimulatedRpcError(StatusCode.NOT_FOUND, f"task {key.id} not found")
         return task
 
 

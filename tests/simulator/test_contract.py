@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from grpc import StatusCode
 
 from bridge.clock import SystemClock
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
 from bridge.containerd.event_stream import ContainerdEventStream
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos import containers_pb2
 from bridge.containerd.rpc_errors import RpcError
 from bridge.core.containerd_model import (
@@ -97,9 +97,9 @@ class Contract:
 
     @pytest.fixture
     async def connection(self, driver: Driver) -> AsyncIterator[Connection]:
-        connection = Connection(driver.address)
+        connection = Connection(driver.address, SystemClock())
         yield connection
-        await connection.close()
+        connection.close()
 
     async def test_engine_returns_stable_identity(self, driver: Driver, client: ContainerdClient) -> None:
         engine = await client.engine()

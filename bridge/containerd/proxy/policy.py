@@ -14,11 +14,11 @@ from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
-from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.decode import MARKER_TOPIC_PREFIX
 from bridge.containerd.event_stream import FILTERS
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos import containers_pb2, cri_pb2, health_pb2, images_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
 from bridge.containerd.protos.waits_pb2 import TaskWait, WaitsRequest

@@ -19,10 +19,10 @@ from typing import TypeAlias, TypeVar
 
 import grpc
 import structlog
-from grpc import StatusCode
 
 from bridge.containerd import envelope_batches, methods
 from bridge.containerd.event_stream import RawEventStream
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos.events_pb2 import PublishResponse
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.policy import CallDenied, Policy
@@ -112,7 +112,7 @@ class Relay(grpc.GenericRpcHandler):
         except (CallDenied, TimeoutError) as error:
             denied = error if isinstance(error, CallDenied) else _too_slow_error()
             self.denied_calls.add(method, denied.code.name, str(denied))
-            await context.abort(denied.code, str(denied))
+            await context.abort(_grpc_code(denied.code), str(denied))
         except grpc.aio.AioRpcError as error:
             await context.abort(error.code(), self._error_details(error))
 
@@ -125,13 +125,15 @@ class Relay(grpc.GenericRpcHandler):
         async def deny(_: AsyncIterator[bytes], context: _Context) -> None:
             code = StatusCode.PERMISSION_DENIED
             self.denied_calls.add(method, code.name, "the method is not allowed")
-            await context.abort(code, "whalebridge's read-only proxy does not allow this call to containerd")
+            await context.abort(
+                _grpc_code(code), "whalebridge's read-only proxy does not allow this call to containerd"
+            )
 
         return grpc.stream_stream_rpc_method_handler(deny)
 
     def _error_details(self, error: grpc.aio.AioRpcError) -> str:
         details = one_line(error.details() or "")
-        if error.code() is StatusCode.UNAVAILABLE:
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
             return f"the proxy cannot connect to containerd at {self._path}: {details}"
         return details
 
@@ -209,7 +211,7 @@ class Relay(grpc.GenericRpcHandler):
         except StreamOverflowError as error:
             raise _too_slow_error() from error
         except TransientError as error:
-            await context.abort(StatusCode.UNAVAILABLE, one_line(str(error)))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, one_line(str(error)))
         finally:
             stream.close()
             self._subscribers -= 1
@@ -230,6 +232,10 @@ class Relay(grpc.GenericRpcHandler):
         """
         async with self._clock.timeout(WRITE_TIMEOUT_SECONDS):
             await context.write(message)
+
+
+def _grpc_code(code: StatusCode) -> grpc.StatusCode:
+    return grpc.StatusCode[code.name]
 
 
 def _too_slow_error() -> CallDenied:

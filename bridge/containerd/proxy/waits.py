@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from grpc import StatusCode
-
 from bridge.containerd import methods
-from bridge.containerd.http2 import Call, GrpcConnection, Status
+from bridge.containerd.http2 import Call, GrpcConnection, Status, StatusCode
 from bridge.containerd.protos.tasks_pb2 import WaitRequest
 from bridge.containerd.protos.waits_pb2 import TaskWait, WaitEnd, WaitsResponse
 from bridge.containerd.proxy import policy
@@ -96,8 +94,7 @@ class TaskWaits:
         self._all_pending.count += change
 
     def _add_end(self, number: int, status: Status, response: bytes | None) -> None:
-        code: int = status.code.value[0]
-        self._ends.append(WaitEnd(number=number, code=code, details=one_line(status.details), response=response))
+        self._ends.append(WaitEnd(number=number, code=status.code, details=one_line(status.details), response=response))
         self._arrived.set()
 
 

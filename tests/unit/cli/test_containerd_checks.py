@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from typing import cast
 
-import grpc
 import pytest
 
 from bridge.cli import containerd_checks
 from bridge.containerd.client import ContainerdClient
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.rpc_errors import RpcError
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import BridgeError, TransientError, UnreadableError
@@ -37,7 +37,7 @@ class Client:
     [
         (True, []),
         (False, ["warning"]),
-        (RpcError("unknown service", grpc.StatusCode.UNIMPLEMENTED), []),
+        (RpcError("unknown service", StatusCode.UNIMPLEMENTED), []),
         (TransientError("no response within 5 s"), ["error"]),  # hangs after the connection
     ],
 )

@@ -13,10 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from grpc import StatusCode
 from hpack import Decoder, Encoder
 
-from bridge.containerd.http2 import Call, Metadata, Status
+from bridge.containerd.http2 import Call, Metadata, Status, StatusCode
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1

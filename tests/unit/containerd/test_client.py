@@ -11,14 +11,14 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.empty_pb2 import Empty
-from grpc import StatusCode
 from msgspec.structs import replace
 
+from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.methods import VERSION
 from bridge.containerd.protos import cri_pb2, health_pb2
-from bridge.containerd.rpc_errors import from_rpc_error
 from bridge.core.containerd_model import ContainerKey, Image, RecordedExit, TaskStatus
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
 from bridge.core.label_rules import LabelRules
@@ -235,15 +235,10 @@ class TestFailures:
             await waiting
 
     async def test_closed_connection_rejects_calls(self, containerd: SimulatedContainerd, golden: Golden) -> None:
-        connection = Connection(containerd.address)
-        await connection.close()
+        connection = Connection(containerd.address, SystemClock())
+        connection.close()
         with golden.error("containerd_errors", "call after close", TransientError, containerd.address):
             await connection.call(VERSION, Empty(), "", 1)
-
-    def test_grpc_error_without_status_is_reported_as_unknown(self, golden: Golden) -> None:
-        error = from_rpc_error(grpc.RpcError("odd"), "list namespaces", "/c.sock")
-        assert error.code is StatusCode.UNKNOWN
-        golden.entry("containerd_errors", "error without status", str(error))
 
     async def test_call_is_cancelable(self, containerd: SimulatedContainerd, client: ContainerdClient) -> None:
         containerd.faults.hang()

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sized
 from pathlib import Path
 
 import pytest
-from grpc import StatusCode
 from hpack import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.containerd import http2
-from bridge.containerd.http2 import WINDOW_BYTES, GrpcConnection, GrpcProtocol, Status
+from bridge.containerd.http2 import WINDOW_BYTES, GrpcConnection, GrpcProtocol, Status, StatusCode
 from tests.unit.containerd import http2_peer as peer_side
 from tests.unit.containerd.http2_peer import (
     ACK,

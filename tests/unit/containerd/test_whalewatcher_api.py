@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
-from grpc import StatusCode
 
 from bridge.containerd import whalewatcher_api as module
 from bridge.containerd import whalewatcher_events
 from bridge.containerd.client import ContainerdClient
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.whalewatcher_api import (
     Container,
     ContainerdWatcher,

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos import cri_pb2
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import UnreadableError
@@ -24,8 +24,8 @@ WEB = ContainerKey("k8s.io", "web")
 JOB = ContainerKey("k8s.io", "job")
 OTHER, LATER = ContainerKey("k8s.io", "other"), ContainerKey("k8s.io", "later")
 UNKNOWN = (None, None)
-UNAVAILABLE = SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "server is not initialized yet")
-DENIED = SimulatedRpcError(grpc.StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
+UNAVAILABLE = SimulatedRpcError(StatusCode.UNAVAILABLE, "server is not initialized yet")
+DENIED = SimulatedRpcError(StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
 LIST, STATUS = "RuntimeService.ListContainers", "RuntimeService.ContainerStatus"
 PODS = "RuntimeService.ListPodSandbox"
 POD_LABELS = {"io.kubernetes.pod.uid": "uid-1", "app": "shop"}

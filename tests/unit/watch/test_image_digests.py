@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.containerd.http2 import StatusCode
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import UnreadableError
 from bridge.core.time import to_seconds
@@ -19,8 +19,8 @@ from tests.unit.watch.fakes import HookedClient, RunningWatch, running_watch, sy
 WEB, DB = ContainerKey("default", "web"), ContainerKey("default", "db")
 OLD, NEW = "sha256:" + "1f" * 32, "sha256:" + "2e" * 32
 GET = "Images.Get"
-DENIED = SimulatedRpcError(grpc.StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
-ABSENT = SimulatedRpcError(grpc.StatusCode.UNIMPLEMENTED, "unknown service containerd.services.images.v1.Images")
+DENIED = SimulatedRpcError(StatusCode.PERMISSION_DENIED, "whalebridge's read-only proxy does not allow this call")
+ABSENT = SimulatedRpcError(StatusCode.UNIMPLEMENTED, "unknown service containerd.services.images.v1.Images")
 
 
 def client_with_image(*running: ContainerKey) -> HookedClient:

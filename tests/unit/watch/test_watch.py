@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from bridge.containerd.http2 import StatusCode
 from bridge.core.checkpoint import EXITS_KEY
 from bridge.core.containerd_model import (
     ContainerDeleted,
@@ -38,7 +38,7 @@ from tests.unit.watch.fakes import (
     synced_watch,
 )
 
-BUSY = SimulatedRpcError(grpc.StatusCode.INTERNAL, "busy")
+BUSY = SimulatedRpcError(StatusCode.INTERNAL, "busy")
 
 
 async def test_first_snapshot_contains_running_containers() -> None:

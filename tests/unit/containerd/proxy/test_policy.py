@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.event_stream import FILTERS
+from bridge.containerd.http2 import StatusCode
 from bridge.containerd.protos import containers_pb2, introspection_pb2, tasks_pb2
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.policy import POLICIES, CallDenied

@@ -12,7 +12,7 @@ import pytest
 from grpc import StatusCode
 
 from bridge.clock import SystemClock
-from bridge.containerd import methods
+from bridge.containerd import http2, methods
 from bridge.containerd.proxy import server as server_module
 from bridge.containerd.proxy import waits
 from bridge.containerd.proxy.policy import POLICIES
@@ -171,7 +171,7 @@ async def test_waits_of_one_call_are_relayed_and_end_with_it(
     for number in range(4):
         calls.start(ContainerKey("default", f"c{number}"), results.append)
     await eventually_async(lambda: recorder.calls.count(methods.WAIT.path) == 2 and len(results) == 2)
-    assert [isinstance(each, RpcError) and each.code for each in results] == [StatusCode.RESOURCE_EXHAUSTED] * 2
+    assert [isinstance(each, RpcError) and each.code for each in results] == [http2.StatusCode.RESOURCE_EXHAUSTED] * 2
     assert relay.denied_calls.count == 0
     calls.close()
     async with asyncio.timeout(60):
@@ -189,7 +189,7 @@ async def test_relay_limits_calls_that_wait(relay: Relay, tmp_path: Path) -> Non
     for each in calls:
         each.start(ContainerKey("default", "web"), results.append)
     await eventually_async(lambda: bool(results))
-    assert [isinstance(each, RpcError) and each.code for each in results] == [StatusCode.RESOURCE_EXHAUSTED]
+    assert [isinstance(each, RpcError) and each.code for each in results] == [http2.StatusCode.RESOURCE_EXHAUSTED]
     assert relay.denied_calls.count == 1
     for each in calls:
         each.close()
