@@ -1,10 +1,1 @@
 """The containerd client: calls, event stream and messages, and whalewatcher's engine client on top of them."""
-
-import os
-
-# gRPC's core logs plain text to stderr ("Got goaway ..." when containerd stops), where whalebridge writes JSON lines.
-# Its failures also reach us as errors. gRPC reads this variable once, before it creates the first channel.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# gRPC's "event engine" reads sockets in its own threads and passes each response to ours, which costs a quarter more
-# CPU time per call (gRPC 1.85, see docs/performance.md).
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")

@@ -65,6 +65,19 @@ def test_help_and_version_import_no_slow_modules(arguments: list[str]) -> None:
     assert process.stderr == ""
 
 
+def test_run_imports_only_what_it_needs_at_once() -> None:
+    """HTTP and metrics are imported with the first request, brokers' libraries with a sink, gRPC by the proxy only."""
+    code = (
+        "import sys; from bridge.telemetry import logs; from bridge import app;"
+        "print(*{name.partition('.')[0] for name in sys.modules}, len(sys.modules))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *packages, count = process.stdout.split()
+    unneeded = {"grpc", "aiohttp", "prometheus_client", "rich", "pygments", "aiokafka", "nats", "typer"}
+    assert unneeded.isdisjoint(packages)
+    assert int(count) < 600  # 503 with Python 3.11
+
+
 # --- errors ---
 
 
