@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from bridge.containerd import methods
+from bridge.containerd import http2, methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.containerd.protos import containers_pb2
@@ -104,7 +104,7 @@ class TestDeniedCalls:
         assert denied
         assert 100 - 1 <= len(results) - len(denied) <= 100 + 20 * seconds
         assert all(isinstance(each, RpcError) for each in denied)
-        assert {getattr(each, "code", None) for each in denied} == {StatusCode.RESOURCE_EXHAUSTED}
+        assert {getattr(each, "code", None) for each in denied} == {http2.StatusCode.RESOURCE_EXHAUSTED}
         assert all("20" in str(each) for each in denied)
 
     async def test_proxy_denies_call_without_exactly_one_request(self, proxied: grpc.aio.Channel) -> None:
