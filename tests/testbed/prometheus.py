@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.testbed.components import cache_directory
 from tests.testbed.install import search_path
 from tests.testbed.process import run
@@ -30,15 +32,16 @@ def promtool(*arguments: str, directory: Path) -> str:
 class Prometheus(Servers):
     """A Prometheus that scrapes nothing, and has the given samples: lines of OpenMetrics with timestamps.
 
-    It also has what the recording rules of the file ``rules`` find in them from ``start`` to ``end``, in seconds since
-    1970.
+    It also has what the recording rules and alerts of the file ``rules`` find in them from ``start`` to ``end``, in
+    seconds since 1970. An alert fires as soon as its expression has a result.
     """
 
-    def __init__(self, samples: Iterable[str], rules: Path, *, start: int, end: int) -> None:
+    def __init__(self, samples: Iterable[str], rules: Path, *, start: float, end: float) -> None:
         super().__init__(Workspace("prometheus"))
         self._samples = samples
-        self._recording = [f"--start={start}", f"--end={end}", str(rules.resolve())]
+        self._recording = [f"--start={start}", f"--end={end}", "rules.yml"]
         (self.directory / "prometheus.yml").write_text("{}")
+        (self.directory / "rules.yml").write_text(json.dumps(_with_recorded_alerts(yaml.safe_load(rules.read_text()))))
         self._url = f"http://{HOST}:{(port := free_port())}"
         command = [
             "prometheus",
@@ -65,15 +68,33 @@ class Prometheus(Servers):
         super().start()
 
     def query(self, expression: str, at: float) -> list[dict[str, Any]]:
-        """Return the series of a query at a time."""
-        parameters = urllib.parse.urlencode({"query": expression, "time": at})
+        """Return the series of a query at a time, each with a ``value``."""
+        return self._query("query", {"query": expression, "time": at})
+
+    def query_range(self, expression: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
+        """Return the series of a query in an interval, each with ``values``; times in seconds."""
+        return self._query("query_range", {"query": expression, "start": start, "end": end, "step": step})
+
+    def _query(self, kind: str, parameters: dict[str, object]) -> list[dict[str, Any]]:
         try:
-            response = _request(f"{self._url}/api/v1/query", parameters.encode())
+            response = _request(f"{self._url}/api/v1/{kind}", urllib.parse.urlencode(parameters).encode())
         except urllib.error.HTTPError as error:
-            raise ValueError(f"{expression}: {error.read().decode()}") from None
+            raise ValueError(f"{parameters['query']}: {error.read().decode()}") from None
         result = response["data"]["result"]
         assert isinstance(result, list)
         return result
+
+
+def _with_recorded_alerts(rules: dict[str, Any]) -> dict[str, Any]:
+    """Return rules with alerts as recording rules of Prometheus' own series: promtool does not evaluate alerts."""
+    for group in rules["groups"]:
+        for rule in group["rules"]:
+            if name := rule.pop("alert", None):
+                labels = {**rule["labels"], "alertname": name, "alertstate": "firing"}
+                expression = rule["expr"]
+                rule.clear()
+                rule |= {"record": "ALERTS", "expr": f"({expression}) * 0 + 1", "labels": labels}
+    return rules
 
 
 # Debian's Alertmanager reads its templates from /usr/share, regardless of its configuration.
