@@ -2,13 +2,15 @@
 
 Two private containerds with sample containers stand for the nodes node-1 and node-2. A bridge on each publishes to a
 private NATS. The pictures in docs/images show the status page of node-1 in Chromium, and `whalebridge watch` and
-`whalebridge fleet` on a terminal.
+`whalebridge fleet` on a terminal. The picture of the Grafana dashboard has the results of its queries in a real
+Prometheus, with the metrics of a simulated fleet.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -18,26 +20,29 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+from tests import dashboard_picture, fleet_metrics
+from tests.bench.dashboard import DASHBOARD, RULES
 from tests.bridge_process import BridgeProcess
 from tests.documentation import ROOT
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
 from tests.integration.http_client import LOCAL, HttpClient
 from tests.integration.terminal import Terminal
-from tests.testbed import browser, containerd, image, nats
+from tests.testbed import browser, containerd, image, nats, prometheus
 from tests.testbed.components import InstallError
 from tests.testbed.containerd import Containerd
 from tests.testbed.install import install
 from tests.testbed.nats import Nats
+from tests.testbed.prometheus import Prometheus
 
 DIRECTORY = ROOT / "docs" / "images"
 VERSION: containerd.Version = "2.4"
-COMPONENTS = (*containerd.components(VERSION), *nats.COMPONENTS, *browser.COMPONENTS)
+COMPONENTS = (*containerd.components(VERSION), *nats.COMPONENTS, *browser.COMPONENTS, *prometheus.COMPONENTS)
 COLUMNS = 132  # of the terminal
 _SOCKET = "/run/containerd/containerd.sock"  # the default; each containerd of the testbed has its own /run/containerd
 _GRAY, _RED, _GREEN, _YELLOW = (72, 79, 88), (255, 123, 114), (63, 185, 80), (210, 153, 34)
@@ -130,6 +135,7 @@ def main() -> int:
             terminal.wait(lambda page: "8 containers of 2 sources" in page and "paused" in page, "containers")
             _write_svg(terminal, "whalebridge fleet main", DIRECTORY / "fleet.svg")
         _write_png(HttpClient(bridges[0]).get("/").text, Path(directory), DIRECTORY / "status-page.png")
+    write_dashboard(DIRECTORY / "dashboard.png")
     return 0
 
 
@@ -199,6 +205,26 @@ def _write_png(page: str, directory: Path, path: Path) -> None:
     measured.write_text(f"{page}<script>{script}</script>")
     (height,) = re.findall(r"<title>([\d.]+)</title>", browser.render_dom(measured.as_uri(), directory / "profile"))
     browser.screenshot(copy.as_uri(), directory / "profile", path, height=math.ceil(float(height)))
+
+
+def write_dashboard(path: Path, *, nodes: int = 120, minutes: int = 60) -> None:
+    """Write the Grafana dashboard as PNG: the last ``minutes`` of ``nodes`` nodes in each cluster."""
+    end, step = fleet_metrics.END, fleet_metrics.STEP
+    interval = dashboard_picture.Interval(end - 60 * minutes, end, step)
+    before = 12  # minutes, so that the first rates are complete
+    samples = fleet_metrics.fleet_samples(nodes, minutes=minutes + before)
+    with (
+        tempfile.TemporaryDirectory(prefix="whalebridge-") as directory,
+        Prometheus(samples, RULES, start=interval.start - 60 * before, end=end) as server,
+    ):
+
+        def query(expression: str, instant: bool) -> list[dict[str, Any]]:
+            return server.query(expression, end) if instant else server.query_range(expression, *interval)
+
+        page, height = dashboard_picture.draw(json.loads(DASHBOARD.read_text()), query, interval)
+        copy = Path(directory, "page.html")
+        copy.write_text(page)
+        browser.screenshot(copy.as_uri(), Path(directory, "profile"), path, height=height)
 
 
 if __name__ == "__main__":

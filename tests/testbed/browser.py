@@ -11,19 +11,19 @@ from tests.testbed.components import cache_directory
 COMPONENTS = ("chromium",)
 """Components that must be installed."""
 
-_WIDTH = 1200  # of the window, in pixels
+WIDTH = 1200  # of the window, in pixels
 _HEIGHT = 1400
 
 
 def render_dom(url: str, profile: Path) -> str:
     """Load a page, run its scripts, and return the resulting document."""
-    return _run("--dump-dom", f"--window-size={_WIDTH},{_HEIGHT}", url, profile=profile)
+    return _run("--dump-dom", f"--window-size={WIDTH},{_HEIGHT}", url, profile=profile)
 
 
 def screenshot(url: str, profile: Path, path: Path, *, height: int = _HEIGHT, dark: bool = False) -> None:
     """Load a page, and write a screenshot (PNG) of its upper ``height`` pixels."""
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    _run(f"--screenshot={path}", "--hide-scrollbars", f"--window-size={_WIDTH},{height}", *scheme, url, profile=profile)
+    _run(f"--screenshot={path}", "--hide-scrollbars", f"--window-size={WIDTH},{height}", *scheme, url, profile=profile)
 
 
 def _run(*arguments: str, profile: Path) -> str:
