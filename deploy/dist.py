@@ -1,10 +1,10 @@
 """Build the files of a release: `make dist`.
 
-    python deploy/dist.py [--output DIRECTORY] [--repository URL] [--image NAME]
+    python deploy/dist.py [--output DIRECTORY] [--repository URL] [--image NAME [--helm PROGRAM]]
 
 Wheel, source distribution, chart, SBOM of the Python packages, lock files, systemd units, man page, completions, and
-SHA256SUMS. Only files that git tracks are used. Two builds of a commit are identical: all times are the commit's, or
-SOURCE_DATE_EPOCH.
+SHA256SUMS; with --helm, also the chart as plain manifests. Only files that git tracks are used. Two builds of a commit
+are identical: all times are the commit's, or SOURCE_DATE_EPOCH.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ LINKS = {  # of the chart; {} is the tag of the release
     "Changelog": "blob/{}/CHANGELOG.md",
     "Issues": "issues",
 }
+KUBERNETES = "1.29"  # the first version with sidecars, as which the chart runs the proxy
 SHELLS = ("bash", "fish", "zsh")
 CHECKSUMS = "SHA256SUMS"
 
@@ -48,7 +49,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="directory, which is replaced")
     parser.add_argument("--repository", metavar="URL", help="repository, to which chart and alerts link")
     parser.add_argument("--image", metavar="REGISTRY/NAME", help="image of the chart, whose tag is the version")
+    parser.add_argument("--helm", metavar="PROGRAM", help="helm, to write the manifests of the chart with its defaults")
     options = parser.parse_args()
+    if options.helm and not options.image:
+        parser.error("--helm: the manifests need an image; add --image")
     output: Path = options.output.resolve()
     os.environ["SOURCE_DATE_EPOCH"] = str(commit_time())
     shutil.rmtree(output, ignore_errors=True)
@@ -57,6 +61,8 @@ def main() -> int:
         source = Path(directory) / "source"
         copy_source(source)
         build(source, output, options.repository, options.image)
+        if options.helm:
+            write_manifests(options.helm, source / CHART, output)
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(output.iterdir())]
     (output / CHECKSUMS).write_text("".join(sums))
     sys.stdout.writelines(f"{path}\n" for path in sorted(output.iterdir()))
@@ -143,6 +149,15 @@ def package_chart(chart: Path, output: Path) -> None:
                 tar.addfile(entry, file)
     package = output / f"{metadata['name']}-{metadata['version']}.tgz"
     package.write_bytes(gzip.compress(archive.getvalue(), mtime=commit_time()))
+
+
+def write_manifests(helm: str, chart: Path, output: Path) -> None:
+    """Write the objects of the chart with its default values."""
+    version = yaml.safe_load((chart / "Chart.yaml").read_text())["version"]
+    command = [helm, "template", "whalebridge", str(chart), "--namespace=whalebridge", "--skip-tests"]
+    command.append(f"--kube-version={KUBERNETES}")  # not the newest that this version of helm knows
+    manifests = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    (output / f"whalebridge-{version}.yaml").write_text(manifests)
 
 
 def run(source: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:

@@ -22,7 +22,7 @@ from tests.eventually import eventually
 from tests.integration import test_install
 from tests.integration.commands import ContainerFactory
 from tests.integration.shell import ShellSandbox, interrupt, terminate
-from tests.kubernetes import test_cluster
+from tests.kubernetes import test_cluster, test_manifests
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
 from tests.testbed import nats as nats_peer
@@ -131,7 +131,10 @@ KAFKA_TOOLS = {
 TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
     "configuration.md": lambda text: text.startswith("export "),  # tests/unit/cli/test_docs.py
     "install.md": lambda text: text in test_install.documented(),
-    "kubernetes.md": lambda text: split_command(text) in test_cluster.documented_commands("nats.nats:4222"),
+    "kubernetes.md": lambda text: (
+        split_command(text) in test_cluster.documented_commands("nats.nats:4222")
+        or text in test_manifests.documented_commands()
+    ),
     "proxy.md": lambda text: any(text in commands for commands in test_install.documented_proxy()),
     "nats.md": lambda text: text.startswith("nats stream add "),  # test_nats_docs.py, with three servers
 }

@@ -53,7 +53,7 @@ def release_steps() -> dict[str, Any]:
 def test_release_passes_known_options_to_make_dist() -> None:
     command = release_steps()["Build the files of the release"]["run"]
     options = re.findall(r"--[a-z]+", command)
-    assert options == ["--repository", "--image"]
+    assert options == ["--repository", "--image", "--helm"]
     program = (ROOT / "deploy" / "dist.py").read_text()
     assert [option for option in options if f'add_argument("{option}"' not in program] == []
 
