@@ -76,7 +76,7 @@ def listen_address(listen: str) -> tuple[str | None, int]:
 def describe_listen_error(listen: str, error: OSError) -> str:
     """Return the error message for an address that cannot be listened on."""
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return f"http.listen {listen}: {reason}; use another address, or disable it"
+    return f"http.listen {listen}: {reason}; use another address, or set http.listen to off"
 
 
 async def _listen(settings: Settings, endpoint: HttpEndpoint) -> None:

@@ -173,7 +173,7 @@ async def _check_sink(id_: str, all_settings: Settings) -> list[CheckResult]:
     structlog.contextvars.bind_contextvars(sink=id_)  # as the pump does
     clock = SystemClock()
     if isinstance(settings, StdoutSettings):
-        return [CheckResult("ok", id_, "standard output of run")]
+        return [CheckResult("ok", id_, "run writes records to its standard output")]
     try:
         sink = sinks.factory.create_sink(
             settings.limit_timeout(_ATTEMPT_TIMEOUT),

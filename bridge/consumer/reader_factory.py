@@ -45,7 +45,8 @@ def resolve(target: str, sinks: Callable[[], Mapping[str, SinkSettings]]) -> Rea
     else:
         # The text is not repeated: it may be a secret.
         urls = "kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX or file:PATH"
-        raise ValueError(f"not the id of a configured sink ({', '.join(configured)}), and not a URL: {urls}")
+        ids = ", ".join(configured)
+        raise ValueError(f"not the id of a configured sink (configured: {ids}), and not a URL: {urls}")
     if not isinstance(settings, Readable):
         raise ValueError(f"a sink of type {settings.type} cannot be read; use - to read standard input")  # noqa: TRY004
     return settings

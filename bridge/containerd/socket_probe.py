@@ -106,7 +106,9 @@ def peer_pid(connection: socket.socket) -> int:
 
 def _translate_error(error: OSError, path: str, seconds: float) -> UnreachableError | TransientError:
     if isinstance(error, FileNotFoundError):
-        return TransientError(f"socket {path} does not exist; start containerd, or set its path (--containerd PATH)")
+        return TransientError(
+            f"socket {path} does not exist; start containerd, or set its path (--containerd PATH, containerd.address)"
+        )
     if isinstance(error, PermissionError):
         return UnreachableError(f"{path}: permission denied; run as root or with the socket's group")
     if isinstance(error, ConnectionRefusedError):

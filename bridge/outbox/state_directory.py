@@ -99,7 +99,7 @@ class StateDirectory:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         names = set(os.listdir(self.path)) - _IGNORED_FILES
         if names and not names & _OWN_FILES:
-            raise StateError(f"state_dir {self.path}: contains foreign files; use a dedicated directory")
+            raise StateError(f"state_dir {self.path}: contains files of other programs; use an empty directory")
         if status.st_uid == os.geteuid():
             self.path.chmod(_DIRECTORY_MODE)
         elif status.st_mode & _WRITABLE_BY_OTHERS:
@@ -133,7 +133,7 @@ def _hint(error: OSError) -> str:
     if error.errno == errno.EIO:
         return "check the disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "use a directory that is writable for whalebridge"
+        return "let the user of whalebridge write to it, or use another directory"
     if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
         return "use a directory on a local disk: its file system does not support locks"
     return "use a dedicated directory on a local disk"

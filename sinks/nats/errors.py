@@ -72,6 +72,8 @@ class ErrorMessages(NamedTuple):
             case ssl.SSLError():
                 reason = one_line(getattr(error, "reason", None) or error)
                 text = f"{where}: TLS handshake failed: {reason}; check whether the port uses TLS"
+            case ConnectionRefusedError():  # whose text is asyncio's
+                text = f"{where} is unreachable: connection refused (no listener at this address)"
             case OSError():
                 text = f"{where} is unreachable: {one_line(error.strerror or error)}"
             case ValueError() | TypeError() | AttributeError():

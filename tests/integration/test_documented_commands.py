@@ -73,7 +73,7 @@ COMMAND_CASES = {
         r"snapshot +completed", background_command=SNAPSHOTS
     ),
     "whalebridge fleet kafka://localhost:9092/containers": runs_until_interrupt(r"demo-web-1"),
-    "whalebridge audit kafka://localhost:9092/containers": CommandCase("everything holds"),
+    "whalebridge audit kafka://localhost:9092/containers": CommandCase("no defects"),
     "whalebridge run --sink nats://localhost:4222/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
         "synced"
     ),

@@ -39,16 +39,17 @@ def audit(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Prove that published records are complete and consistent, or name each defect.
+    """Check that published records are complete and consistent.
 
-    Reads all inputs to their present end. Records of several inputs (rotated files, copies of a topic) complete one
-    another. Checked are: sequences without holes, unless a lost record announces them; repeated records, which must be
-    the same bytes; the order of each source; the runs of each container, which start once, are paused and resumed in
-    turn, and exit once; and snapshots, which must agree with the records before them. Only values are judged, so a copy
-    without keys and headers will do. What records cannot show is listed as unknown. Needs about 0.5 KiB of memory per
-    record.
+    Proves that they are, or names each defect. Reads all inputs to their present end. Records of several inputs
+    (rotated files, copies of a topic) complete one another. Checked are: sequences without holes, unless a lost record
+    announces them; repeated records, which must be the same bytes; the order of each source; the runs of each
+    container, which start once, are paused and resumed in turn, and exit once; and snapshots, which must agree with the
+    records before them. Only values are judged, so a copy without keys and headers will do. What records cannot show is
+    listed as unknown. Needs about 0.5 KiB of memory per record.
 
-    Exit status: 0 only if there are records and everything holds; 1 if not; 3 if an input cannot be read.
+    Exit status: 0 if there are records, and no defects; 1 if not, or if an input does not exist; 3 if a connection
+    failed.
 
     \b
     Examples:
@@ -128,11 +129,11 @@ def _format(report: Report) -> Iterator[str]:
             yield f"{kind}: {len(findings) - _MAX_LINES} more; --json lists all"
     total = f"{report.records} records, {report.repeated} repetitions, {report.heartbeats} heartbeats"
     if not report.records:
-        yield f"{total}: nothing can be said"
+        yield f"{total}: nothing to check"
     elif report.findings:
         yield f"{total}: {len(report.findings)} {'defect' if len(report.findings) == 1 else 'defects'}"
     else:
-        yield f"{total}: everything holds"
+        yield f"{total}: no defects"
 
 
 def _format_finding(finding: Finding) -> str:

@@ -27,18 +27,19 @@ def conformance(
         ),
     ] = "",
     config: options.Config = None,
-    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Another number is another topic.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="Each seed generates another topic.", min=0)] = 0,
     unordered: Annotated[
         bool,
         typer.Option("--unordered", help="Let records overtake one another, as on streams without atomic batches."),
     ] = False,
 ) -> None:
-    """Publish a hostile but valid topic, and print the state that a consumer must have after it.
+    """Publish records that test a consumer.
 
-    The topic has some thousand records of six made-up nodes: repetitions, new epochs, losses, namespaces that could
-    not be listed, void snapshots, unknown types and fields, stale and retired sources. The same seed is always the
-    same topic. The state is one JSON document, with the fields of the conformance vectors; "now" is the time at which
-    sources are judged to be stale. State topics and buckets of the sink are left alone.
+    Prints the state that a consumer must have after them. The records are hostile but valid. The topic has some
+    thousand records of six made-up nodes: repetitions, new epochs, losses, namespaces that could not be listed, void
+    snapshots, unknown types and fields, stale and retired sources. The same seed always generates the same topic. The
+    state is one JSON document, with the fields of the conformance vectors; "now" is the time at which sources are
+    judged to be stale. State topics and buckets of the sink are left alone.
 
     \b
     Examples:

@@ -44,12 +44,12 @@ def fleet(
     once: Annotated[bool, typer.Option("--once", help="Print the table once, and end.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show the running containers of all nodes in a live table, from published records.
+    """Show the running containers of all nodes in a live table.
 
-    They are grouped by project or pod. The state of the containers of a stale source, which has been silent for too
-    long, is unknown. Reads the topic from its beginning. Globs are separated by commas, or the option is repeated.
-    Ctrl-C stops the command. With --once, --json, --at or --diff, it reads to the present end, prints the result, and
-    says on standard error what the records do not show (with --json, in the document).
+    They come from published records, and are grouped by project or pod. The state of the containers of a stale source,
+    which has been silent for too long, is unknown. Reads the topic from its beginning. Globs are separated by commas,
+    or the option is repeated. Ctrl-C stops the command. With --once, --json, --at or --diff, it reads to the present
+    end, prints the result, and says on standard error what the records do not show (with --json, in the document).
 
     With --at, a container runs from its start to its exit, as far as these times are known, otherwise to the time when
     whalebridge noticed the change. Clocks are those of the nodes.

@@ -44,9 +44,9 @@ def proxy(
 
     \b
     Examples:
-      whalebridge proxy --listen /run/whalebridge/containerd.sock --socket-group whalebridge
+      whalebridge proxy --listen /run/whalebridge-proxy/containerd.sock --socket-group whalebridge
       whalebridge proxy --containerd /run/k3s/containerd/containerd.sock --listen /run/proxy/containerd.sock
-      whalebridge run --containerd /run/whalebridge/containerd.sock
+      whalebridge run --containerd /run/whalebridge-proxy/containerd.sock
     """
     mode, group = _parse_mode(socket_mode), _parse_group(socket_group)
     import asyncio

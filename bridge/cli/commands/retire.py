@@ -48,15 +48,16 @@ def retire(
         typer.Option(metavar="DURATION", help="Only sources that have been silent that long: 6h, 1d. Default: 3m."),
     ] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why the source has ended.")] = "node is gone",
-    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who says so. Default: USER@HOST.")] = None,
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who retires the source. Default: USER@HOST.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be retired.")] = False,
 ) -> None:
-    """End the source of a node that is gone: its containers are removed from the state of all consumers.
+    """End the source of a node that is gone, for all consumers.
 
-    Reads the topic or stream, and publishes a source_retired record after the last record of the source. Without a
-    source, --stale-for is required, and all sources that have been silent that long are retired. A source is left as
-    it is while it is not stale: three heartbeat intervals, and at least the time of --stale-for, must have passed
-    since its last record and heartbeat. A node that comes back takes over with its next snapshot.
+    Consumers remove its containers from their state. Reads the topic or stream, and publishes a source_retired record
+    after the last record of the source. Without a source, --stale-for is required, and all sources that have been
+    silent that long are retired. A source is left as it is while it is not stale: three heartbeat intervals, and at
+    least the time of --stale-for, must have passed since its last record and heartbeat. A node that comes back takes
+    over with its next snapshot.
 
     The id of a sink stands for its settings in the configuration (--config), with credentials, and with its state
     topic or bucket, whose entries of the source are removed, too; a URL has neither.
@@ -72,7 +73,8 @@ def retire(
     if not sink:
         raise CommandError("--sink is required: the topic or stream of the source", exit_status=WRONG_USAGE)
     if source is None and stale_for is None:
-        raise CommandError("name a source, or set --stale-for to retire all that are silent", exit_status=WRONG_USAGE)
+        text = "name a source, or set --stale-for to retire all that have been silent that long"
+        raise CommandError(text, exit_status=WRONG_USAGE)
     author = by or f"{_user()}@{socket.gethostname()}"
     for option, text in (("--reason", reason), ("--by", author)):
         if not 0 < len(text) <= MAX_LENGTH or not text.isprintable():
@@ -80,7 +82,8 @@ def retire(
     silence = _MINIMUM if stale_for is None else _parse_duration(stale_for)
     settings = resolve(sink, config)
     if settings.type not in ("kafka", "nats"):
-        raise CommandError(f"a sink of type {settings.type} has no sources to retire", exit_status=WRONG_USAGE)
+        text = f"sinks of type {settings.type} are not supported; use a Kafka or NATS sink"
+        raise CommandError(text, exit_status=WRONG_USAGE)
     reader = create_reader(sink, "beginning", config, follow=False)
     table = None if ":" in sink else sink
     asyncio.run(_retire(reader, settings, _Request(source, silence, reason, author, dry_run, table, config)))
@@ -142,7 +145,7 @@ async def _retire(reader: Reader, settings: Readable, request: _Request) -> None
     try:
         sources = [each for each in await _read_sources(reader, now) if request.names(each[0])]
         if request.source is not None and not sources:
-            raise CommandError(f"no source {request.source}; audit lists the sources")
+            raise CommandError(f"no records of source {request.source}; 'whalebridge audit' lists the sources")
         alive = [each for each in sources if each[0].retired is None]
         chosen = [each for each in alive if not request.spares(each[0], now)]
         at = int(now.timestamp() * 1_000_000) * 1000

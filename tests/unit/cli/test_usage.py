@@ -139,7 +139,7 @@ USAGE = {
             2,
             "core",
         ),
-        shell("whalebridge audit - </dev/null", 1, "nothing can be said"),
+        shell("whalebridge audit - </dev/null", 1, "nothing to check"),
         shell("echo hello | whalebridge audit -", 1, "invalid: message 1 of standard input"),
     ],
     "retire": [

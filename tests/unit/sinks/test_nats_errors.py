@@ -33,7 +33,7 @@ ANONYMOUS_MESSAGES = ErrorMessages("n1:4222", 5.0, "", "")
 @pytest.mark.parametrize(
     ("error", "named"),
     [
-        (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
+        (ConnectionRefusedError(111, "Connection refused"), "connection refused"),
         (TimeoutError(), "5 s"),
         (nats.errors.SecureConnWantedError(), "TLS"),
         (ssl.SSLError(1, "WRONG_VERSION_NUMBER"), "TLS"),
