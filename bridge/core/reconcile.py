@@ -88,7 +88,7 @@ def reevaluate_scope(tracker: Tracker, listing: Listing, listed_at: int, now: In
 def find_unknown_exits(tracker: Tracker, listing: Listing) -> list[ContainerKey]:
     """Return the containers that have exited according to CRI, and of whose end the tracker does not know.
 
-    Listed tasks decide. Runs from before the bridge watched, which no record has shown, are none of the bridge's.
+    Listed tasks decide. Runs from before the bridge watched, which no record has shown, are not published.
     """
     unknown = []
     for key in listing.exits:

@@ -146,7 +146,7 @@ class Retired(Struct, frozen=True):
     """The end of a source for good."""
 
     reason: Annotated[str, _about("Why the source has ended.")]
-    by: Annotated[str, _about("Who said so.")]
+    by: Annotated[str, _about("The person or program that retired it.")]
 
 
 class EngineInfo(Struct, frozen=True):

@@ -182,7 +182,7 @@ class BeginChecks(Struct, frozen=True):
 
 
 class EndChecks(Struct, frozen=True):
-    """No start is expected; ``resume``: but it is after the run, because an event of the run is missing."""
+    """No start is expected. ``resume``: one is expected again after the run, because an event of the run is missing."""
 
     resume: bool = False
 

@@ -1,4 +1,4 @@
-"""Heartbeats: records without a change, from which readers of a sink see that they miss nothing."""
+"""Heartbeats: records without a change, which show the readers of a sink that they have missed nothing."""
 
 from __future__ import annotations
 

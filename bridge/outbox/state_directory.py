@@ -144,8 +144,8 @@ def creation_time(path: Path) -> int | None:
 
     On Linux, Python's ``os.stat`` does not return this time.
 
-    A copy of a file has another one, also if it has the same inode number, which file systems reuse. A clone of the
-    disk has the same one.
+    A copy of a file has another creation time, even if it has the same inode number, which file systems reuse. On a
+    clone of the disk, the creation time is the same.
     """
     statx = getattr(ctypes.CDLL(None), "statx", None)
     buffer = ctypes.create_string_buffer(_STATX_BYTES)

@@ -135,7 +135,7 @@ class CRI:
         return recorded
 
     async def _recorded_exit(self, key: ContainerKey) -> RecordedExit | None:
-        """Return CRI's record of an exit. If the calls of several containers fail, do without CRI.
+        """Return CRI's record of an exit. If the calls for several containers fail, stop requesting records.
 
         A container whose call has failed before proves nothing, nor does a call that others have overtaken.
         """

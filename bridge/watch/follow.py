@@ -299,7 +299,7 @@ class Connection:
         await self.state.event_queue.wait_processed()
 
     async def query_results(self, queries: Sequence[TaskQuery]) -> list[QueryResult]:
-        """Query tasks; where there is none, and the container's end would be news, request CRI's record of it."""
+        """Query tasks; if there is none, and no exit of the container is known, request CRI's record of it."""
         tasks = await query_tasks(self.state.client, [query.key for query in queries], self.query_semaphore)
         unseen = [
             query.key

@@ -1,7 +1,8 @@
 """Second bridges: others of the same source, noticed by their markers, which every bridge on a containerd receives.
 
-Consumers skip all records that are older than the newest epoch of a source. So they skip the records of a bridge beside
-which another one was started, also after the other one has ended: then this bridge must continue in a newer epoch.
+Consumers skip all records that are older than the newest epoch of a source. So if a second bridge was started beside a
+bridge, they skip the records of the first one, even after the second one has ended: then the first one must continue in
+a newer epoch.
 While both run, consumers follow the newer epoch, and a change of epochs would only start a race.
 """
 

@@ -1,7 +1,7 @@
 """Publishes messages to a topic.
 
 Invariant: one batch is in flight at a time, and the next is sent only when all in-sync replicas have the previous one.
-Therefore the first occurrences of records are in order after any failure (P5 in docs/reliability.md).
+Therefore, apart from repetitions, records are in order after any failure (P5 in docs/reliability.md).
 """
 
 from __future__ import annotations
