@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -45,7 +46,7 @@ class BlockingWorker:
             await asyncio.wait(self._unfinished)
         if self._calls is None:
             self._calls = SimpleQueue()
-            threading.Thread(target=_work, args=(self._calls,), name=self._name, daemon=True).start()
+            start_thread(self._name, _work, self._calls)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._unfinished.add(done)
@@ -79,6 +80,15 @@ class BlockingWorker:
         if self._calls is not None:
             self._calls.put(None)
             self._calls = None
+
+
+def start_thread(name: str, target: Callable[..., object], *args: object) -> None:
+    """Start a daemon thread that gets no signals: the main thread handles them, or blocks them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        threading.Thread(target=target, args=args, name=name, daemon=True).start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def resolve_future(

@@ -1,4 +1,4 @@
-"""Blocking of signals during startup: the kernel keeps them pending until the handlers are installed.
+"""Blocking of signals during startup and exit: the kernel keeps them pending until the handlers are installed.
 
 Imports take most of the first second. A signal that ended the process during imports would look like a failure to the
 service manager, and an exception raised by a signal handler could be swallowed by a callback.

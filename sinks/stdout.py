@@ -17,12 +17,11 @@ import errno
 import os
 import select
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bridge.blocking_worker import BlockingWorker, resolve_future
+from bridge.blocking_worker import BlockingWorker, resolve_future, start_thread
 from bridge.core.errors import BridgeError, DisconnectedError, TransientError
 from bridge.telemetry.safe_text import printable_json
 from sinks.encoding import EncodingName, get_encoding
@@ -98,9 +97,7 @@ class StdoutSink:
         """
         loop = asyncio.get_running_loop()
         disconnected = loop.create_future()
-        threading.Thread(
-            target=_wait_for_hangup, args=(self._descriptor, loop, disconnected), name="stdout-reader", daemon=True
-        ).start()
+        start_thread("stdout-reader", _wait_for_hangup, self._descriptor, loop, disconnected)
         await disconnected
         raise translate_error(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 

@@ -49,6 +49,18 @@ def test_run_exits_0_on_signal(container_factory: ContainerFactory, signal_numbe
         json.loads(line)  # every line of the log is JSON
 
 
+def test_run_exits_0_on_repeated_signals(tmp_path: Path) -> None:
+    with RunningBridge(str(tmp_path / "c.sock")) as run:
+        run.log.readline()
+        while run.process.poll() is None:
+            run.process.terminate()
+            time.sleep(0.0005)
+        status, _, log = run.wait_exit()
+    assert status == 0
+    for line in log.splitlines():
+        json.loads(line)
+
+
 def test_run_exits_0_on_signal_while_waiting_for_containerd(tmp_path: Path) -> None:
     with RunningBridge(str(tmp_path / "c.sock")) as run:
         assert "c.sock" in run.log.readline().decode()

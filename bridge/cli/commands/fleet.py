@@ -32,7 +32,7 @@ def fleet(
     project: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching compose projects.")] = None,
     pod: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching pods, as NAMESPACE/NAME.")] = None,
     image: Annotated[Globs, typer.Option(metavar="GLOBS", help="Only matching images.")] = None,
-    state: Annotated[Globs, typer.Option(metavar="STATES", help="Only these states: running, paused, unknown.")] = None,
+    status: Annotated[Globs, typer.Option(metavar="LIST", help="Only these: running, paused, unknown.")] = None,
     at: Annotated[
         str | None,
         typer.Option(metavar="WHEN", help="Show a past moment: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z."),
@@ -58,7 +58,7 @@ def fleet(
     Examples:
       whalebridge fleet main
       whalebridge fleet kafka://localhost:9092/containers --project 'shop-*'
-      whalebridge fleet main --once --state unknown
+      whalebridge fleet main --once --status unknown
       whalebridge fleet main --at 2026-11-23T15:21:08Z --json | jq '.containers[].id'
       whalebridge fleet main --diff 1h 5m
     """
@@ -72,10 +72,10 @@ def fleet(
         options.split_globs("--project", project),
         options.split_globs("--pod", pod),
         options.split_globs("--image", image),
-        _states(options.split_globs("--state", state)),
+        _states(options.split_globs("--status", status)),
     )
     if diff is not None and (at is not None or filter_.statuses):
-        raise CommandError("--diff cannot be combined with --at and --state", exit_status=WRONG_USAGE)
+        raise CommandError("--diff cannot be combined with --at and --status", exit_status=WRONG_USAGE)
     moments = _moments(at, diff)
     is_live = not (once or as_json or moments)
     if is_live:
@@ -93,7 +93,7 @@ def _states(states: list[str]) -> list[str]:
 
     for each in states:
         if each not in STATUSES:
-            text = f"--state: invalid value {each!r}; use {', '.join(STATUSES)}"
+            text = f"--status: invalid value {each!r}; use {', '.join(STATUSES)}"
             raise CommandError(text, exit_status=WRONG_USAGE)
     return states
 

@@ -14,7 +14,7 @@ from bridge.cli import options
 from bridge.cli.errors import FAILED, CommandError
 
 DEFAULT_CONTAINERD = "/run/containerd/containerd.sock"
-DEFAULT_LISTEN = "/run/whalebridge/proxy/containerd.sock"
+DEFAULT_LISTEN = "/run/whalebridge-proxy/containerd.sock"
 _MAX_GROUP = 2**32 - 2  # of Linux; the next number stands for none
 
 

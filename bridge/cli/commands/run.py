@@ -41,14 +41,19 @@ def run(**given: Unpack[options.RunOptions]) -> None:
     settings = options.load_or_exit(load)
     import asyncio
 
-    from bridge import app, memory_tuning
+    from bridge import app, memory_tuning, signal_mask
     from bridge.core.errors import BridgeError
 
     memory_tuning.retain_freed_memory()
     memory_tuning.collect_garbage_rarely()
     writer = logs.configure(settings.log.level, settings.log.format)
+
+    async def run_app() -> None:
+        await app.run(settings, load, config_file, _terminal_sink(settings))
+        signal_mask.block()  # another signal during the exit would print an error, or change the exit status
+
     try:
-        asyncio.run(app.run(settings, load, config_file, _terminal_sink(settings)))
+        asyncio.run(run_app())
     except BridgeError as error:
         raise CommandError.from_error(error) from error
     finally:

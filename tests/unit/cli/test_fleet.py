@@ -77,7 +77,7 @@ def test_fleet_prints_table_and_what_is_unknown(fleet: Run, golden: Golden) -> N
         (("--project", "de*"), ["a", "shop/c"]),
         (("--pod", "shop/*"), ["k8s.io/d"]),
         (("--image", "alpine"), []),
-        (("--state", "unknown", "--state", "running"), ["shop/c", "k8s.io/d"]),
+        (("--status", "unknown", "--status", "running"), ["shop/c", "k8s.io/d"]),
     ],
 )
 def test_fleet_filters_containers(options: tuple[str, ...], ids: list[str], fleet: Run) -> None:

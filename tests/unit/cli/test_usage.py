@@ -117,7 +117,7 @@ USAGE = {
         call("whalebridge fleet - --diff 1h 2h", 2, "--diff"),
         call("whalebridge fleet - --diff 2h", 2, "--diff"),
         call("whalebridge fleet - --diff 2h 1h --at 3h", 2, "--diff", "--at"),
-        call("whalebridge fleet - --once --state runing", 2, "--state", "'runing'", "running"),
+        call("whalebridge fleet - --once --status runing", 2, "--status", "'runing'", "running"),
         call("whalebridge fleet - --once --namespace a/b", 2, "--namespace: "),
         call(
             "WHALEBRIDGE_SINKS__MAIN__TYPE=nats WHALEBRIDGE_SINKS__MAIN__SERVERS=127.0.0.1:1 "
