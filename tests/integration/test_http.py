@@ -188,6 +188,18 @@ def test_metrics_count_calls_that_proxy_denied(engine: Containerd, tmp_path: Pat
         command = ["ctr", "--address", proxy.address, "namespaces", "create", "new"]
         assert run(command, env=engine.env, check=False).returncode
         eventually(lambda: client.metrics()[name] == 1, "the next marker", within=60)
+        proxy.stop()
+        proxy.log.unlink()  # gRPC writes a traceback if it has to cancel the subscription
+        proxy.start()
+        eventually(lambda: client.metrics()[name] == 0, "a marker through the new proxy", within=60)
+
+
+@one_engine
+def test_metrics_lack_denied_calls_without_proxy(container_factory: ContainerFactory, tmp_path: Path) -> None:
+    with BridgeProcess(container_factory.address, tmp_path, environment=LOCAL) as bridge:
+        client = HttpClient(bridge)
+        bridge.wait_synced()
+        assert "whalebridge_proxy_denied_calls_total" not in client.metrics()
 
 
 # --- listen address ---
