@@ -126,17 +126,24 @@ def require_as_root() -> Callable[..., None]:
     return _require
 
 
-@pytest.fixture(scope="session", params=["javascript", "go"])
+@pytest.fixture(scope="session", params=["javascript", "go", "java"])
 def example_reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command of the reader in examples/ in each language: records on standard input, a state as JSON as output."""
-    program = {"javascript": "node", "go": "go"}[request.param]
+    program = {"javascript": "node", "go": "go", "java": "javac"}[request.param]
     if shutil.which(program) is None:
         _skip_or_fail(f"not installed: {program}")
+    examples = ROOT / "examples"
     if request.param == "javascript":
-        return ["node", str(ROOT / "examples" / "state.mjs")]
-    built = str(tmp_path_factory.mktemp("go") / "state")
+        return ["node", str(examples / "state.mjs")]
+    directory = tmp_path_factory.mktemp(request.param)
+    if request.param == "java":  # compiled once, because `java State.java` compiles it each time
+        _require_installed(*kafka_peer.COMPONENTS)
+        options = ["-Xlint:all", "-Werror", "-cp", kafka_peer.jars(), "-d", str(directory)]
+        subprocess.run(["javac", *options, str(examples / "State.java")], check=True)
+        return ["java", "-XX:TieredStopAtLevel=1", "-cp", f"{directory}:{kafka_peer.jars()}", "State"]
+    built = str(directory / "state")
     environment = os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
-    subprocess.run(["go", "build", "-o", built, "state.go"], cwd=ROOT / "examples", env=environment, check=True)
+    subprocess.run(["go", "build", "-o", built, "state.go"], cwd=examples, env=environment, check=True)
     return [built]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +19,8 @@ from bridge.core.record_encoder import parse_record
 from bridge.core.records import json_schema
 from sinks.state_table import StateKey, TableState, apply_records
 from tests.conformance.vectors import DIRECTORY, files
-from tests.documentation import documented_fold
+from tests.documentation import ROOT, documented_fold
+from tests.testbed import kafka
 
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.jsonl"))
 ORDERED = [name for name in NAMES if json.loads((DIRECTORY / f"{name}.json").read_text())["ordered"]]
@@ -149,6 +151,14 @@ def test_reader_in_other_language_conforms(example_reader: list[str]) -> None:
         printed = read_with(example_reader, (DIRECTORY / f"{name}.jsonl").read_bytes())
         assert printed["invalid"] == invalid, name
         assert printed["sources"] == states(expected), name
+
+
+def test_java_reader_runs_without_compilation(require: Callable[..., None]) -> None:
+    require(*kafka.COMPONENTS)
+    _, invalid, expected = read("foreign_messages")
+    reader = ["java", "-cp", kafka.jars(), str(ROOT / "examples" / "State.java")]
+    printed = read_with(reader, (DIRECTORY / "foreign_messages.jsonl").read_bytes())
+    assert printed == {"invalid": invalid, "sources": states(expected)}
 
 
 def read_with(reader: list[str], topic: bytes) -> Document:

@@ -142,7 +142,7 @@ class Kafka(Servers):
 
     def _command(self, program: str, node: Node, *arguments: str) -> list[str]:
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        java = ["java", *self._java, quiet, "-cp", f"{cache_directory()}/kafka/libs/*", program]
+        java = ["java", *self._java, quiet, "-cp", jars(), program]
         return [*java, *arguments, f"{node.directory}/server.properties"]
 
     def _format(self) -> None:
@@ -162,6 +162,11 @@ class Kafka(Servers):
         content = properties(node, self.nodes, self._users, self._tls, acls=self._acls) | self._settings
         lines = (f"{key}={value}\n" for key, value in content.items())
         (node.directory / "server.properties").write_text("".join(lines))
+
+
+def jars() -> str:
+    """Return the class path of Kafka and of what it needs."""
+    return f"{cache_directory()}/kafka/libs/*"
 
 
 def fast_jvm_options() -> tuple[str, ...]:
