@@ -78,13 +78,19 @@ class ContainerFactory:
         self.address = engine.address
         self._created: list[tuple[str, str]] = []
 
-    def run(self, namespace: str = "default", labels: dict[str, str] | None = None, prefix: str = "cli") -> str:
-        """Run an idle container and return its id."""
+    def run(
+        self,
+        namespace: str = "default",
+        labels: dict[str, str] | None = None,
+        prefix: str = "cli",
+        command: Sequence[str] = ("sleep", "86400"),
+    ) -> str:
+        """Run a container, by default an idle one, and return its id."""
         id_ = f"{prefix}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
         if (self.address, namespace) not in self._with_image:
             self.engine.import_image(namespace)
             self._with_image.add((self.address, namespace))
-        self.engine.run(id_, "sleep", "86400", namespace=namespace, labels=labels)
+        self.engine.run(id_, *command, namespace=namespace, labels=labels)
         self._created.append((namespace, id_))
         return id_
 

@@ -1,7 +1,8 @@
 """A shell in which documented commands run verbatim: their paths and names lead to the testbed.
 
-The shell has a mount namespace: `/run` and `/var/lib` are directories of the test, with containerd's sockets at the
-paths of the distributions; `whalebridge` and the brokers' tools are on PATH. Broker addresses are replaced.
+The shell has a mount namespace: `/run`, `/var/lib` and `/var/log` are directories of the test, with containerd's
+sockets at the paths of the distributions; `whalebridge`, DuckDB and the brokers' tools are on PATH. Broker addresses
+are replaced.
 """
 
 from __future__ import annotations
@@ -32,21 +33,31 @@ class ShellSandbox:
         brokers: Replacements for the broker addresses in the documents.
         engine: The containerd behind the sockets.
         state: State directory of a running bridge, mounted at the documented path.
+        logs: Directory with the file of a sink, mounted at the documented path.
     """
 
     def __init__(
-        self, directory: Path, brokers: Mapping[str, str], engine: Containerd | None = None, state: Path | None = None
+        self,
+        directory: Path,
+        brokers: Mapping[str, str],
+        engine: Containerd | None = None,
+        *,
+        state: Path | None = None,
+        logs: Path | None = None,
     ) -> None:
         self.directory = directory
         self.brokers = brokers
-        for name in ("bin", "run/whalebridge-proxy", "lib", *(str(Path(path).parent) for path in SOCKETS)):
+        for name in ("bin", "run/whalebridge-proxy", "lib", "log", *(str(Path(path).parent) for path in SOCKETS)):
             (directory / name).mkdir(parents=True, exist_ok=True)
         if engine:
             for path in SOCKETS:
                 (directory / path).symlink_to(engine.address)
         if state:
             (directory / "lib" / "whalebridge").symlink_to(state)
+        if logs:
+            (directory / "log" / "whalebridge").symlink_to(logs)
         self._program("whalebridge", f'exec {sys.executable} -m bridge "$@"')
+        self._program("duckdb", f'exec {Path(sys.executable).with_name("duckdb")} "$@"')
         jars = ":".join(f"{cache_directory()}/{component}/libs/*" for component in ("kafka-tools", "kafka"))
         for tool, name in (
             ("kafka-topics.sh", "org.apache.kafka.tools.TopicCommand"),
@@ -68,7 +79,7 @@ class ShellSandbox:
         """Run a command on a terminal."""
         for name, address in self.brokers.items():
             text = text.replace(name, address)
-        binds = {"group": "/etc/group", "run": "/run", "lib": "/var/lib"}
+        binds = {"group": "/etc/group", "run": "/run", "lib": "/var/lib", "log": "/var/log"}
         mounts = [f"mount --bind {self.directory / source} {target}" for source, target in binds.items()]
         script = " && ".join([*mounts, f"cd {ROOT}", f"exec bash -c {shlex.quote(text)}"])
         environment = {**ENVIRONMENT, "PATH": f"{self.directory}/bin:{search_path('nats')}", "PYTHONPATH": str(ROOT)}

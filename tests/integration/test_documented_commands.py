@@ -79,6 +79,18 @@ COMMAND_CASES = {
     ),
     "whalebridge tail nats://localhost:4222/containers --since 15m --project demo": runs_until_interrupt("demo-web-1"),
     "kcat -C -b localhost:9092 -t containers": runs_until_interrupt(),
+    "kcat -C -e -q -b localhost:9092 -t containers"
+    " | duckdb -init examples/records.sql -c 'SELECT host, container.name FROM running'": CommandCase("demo-web-1"),
+    "cat $(ls -rv /var/log/whalebridge/events.jsonl*)"
+    " | duckdb -init examples/records.sql -c 'SELECT type, count(*) FROM records GROUP BY ALL'": CommandCase("exited"),
+    'kcat -C -u -b localhost:9092 -t containers | jq -r --unbuffered \'select(.type == "exited" and .exit.status != 0)'
+    " | [.exit.at, .host, .id, .exit.status] | @tsv'": runs_until_interrupt(r"Z\s+\S+\s+cli-\S+\s+3\s"),
+    "kcat -C -e -q -b localhost:9092 -t containers | jq -c 'select(.type == \"exited\")' | sort -u | jq .exit.status"
+    " | sort | uniq -c": CommandCase(r"[1-9] 3\s"),
+    "whalebridge fleet kafka://localhost:9092/containers --once --json"
+    " | jq -r '.containers[] | [.host, .status, .container.name, .container.image] | @tsv'": CommandCase(
+        r"running\s+demo-web-1\s+docker.io/library/busybox:latest"
+    ),
     "nats --server localhost:4222 sub --stream WHALEBRIDGE_CONTAINERS --all": runs_until_interrupt(),
     "whalebridge run --sink kafka://broker-1:9092,broker-2:9092/containers"
     " --state-dir /var/lib/whalebridge": runs_until_interrupt("synced"),
@@ -173,10 +185,11 @@ def test_documented_commands_are_all_tested() -> None:
 
 
 class CommandEnvironment(NamedTuple):
-    """The environment of the commands: running containers and a running bridge."""
+    """The environment of the commands: running containers, one that has failed, and a running bridge."""
 
     engine: Containerd
     state: Path
+    logs: Path
     brokers: dict[str, str]
 
 
@@ -185,13 +198,14 @@ def command_environment(
     engine: Containerd, kafka: Kafka, nats: Nats, http_receiver: HttpReceiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CommandEnvironment]:
     directory = tmp_path_factory.mktemp("environment")
-    state = directory / "state"
+    state, logs = directory / "state", directory / "logs"
+    logs.mkdir()
     container_factory = ContainerFactory(engine)
     for project in ("demo", "web-shop"):
         container_factory.run(labels={"nerdctl/name": f"{project}-web-1", "com.docker.compose.project": project})
     server = nats.url.removeprefix("nats://")
     (directory / "config.yaml").write_text(
-        f"sinks:\n  kafka: kafka://{kafka.bootstrap}/containers\n"
+        f"sinks:\n  kafka: kafka://{kafka.bootstrap}/containers\n  file: file:{logs}/events.jsonl\n"
         f"  nats: {{type: nats, servers: ['{server}'], subject_prefix: containers, kv_bucket: {{name: containers}}}}\n"
     )
     brokers = dict.fromkeys(("broker-1:9092,broker-2:9092", "broker-1:9092", "localhost:9092"), kafka.bootstrap)
@@ -201,8 +215,10 @@ def command_environment(
         engine.address, directory, "--config", str(directory / "config.yaml"), state_dir=state
     ) as bridge:
         bridge.wait_logged("synced")
+        container_factory.run(command=("sh", "-c", "exit 3"))
+        eventually(lambda: '"type":"exited"' in (logs / "events.jsonl").read_text(), within=60)
         eventually(lambda: is_delivered(state), within=60)
-        yield CommandEnvironment(engine, state, brokers)
+        yield CommandEnvironment(engine, state, logs, brokers)
     container_factory.remove_all()
 
 
@@ -228,6 +244,7 @@ def test_documented_node_command_works(
             command_environment.brokers,
             command_environment.engine,
             state=None if needs_own_state else command_environment.state,
+            logs=command_environment.logs,
         ),
     )
 
