@@ -27,7 +27,7 @@ from tests.testbed import debian_machine
 from tests.testbed.containerd import Containerd
 from tests.testbed.debian_machine import DebianMachine
 from tests.testbed.kafka import Kafka
-from tests.testbed.process import run
+from tests.testbed.process import CommandError, run
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -173,6 +173,7 @@ def test_documented_installation_publishes_to_kafka(
         )
         output = run_section(machine, "As a systemd service", {})
         assert f"connected; topic {topic} exists and is writable" in " ".join(output.split())
+        assert_invalid_configuration_fails_reload(machine)
         wait_for_exit_of_new_container()
         run_section(machine, "Upgrade", pip_settings())
         wait_for_exit_of_new_container()
@@ -191,6 +192,24 @@ def test_documented_installation_publishes_to_kafka(
         run_section(machine, "Install", offline)
         run_section(machine, "As a systemd service", {})
         wait_for_exit_of_new_container()
+
+
+def assert_invalid_configuration_fails_reload(machine: DebianMachine) -> None:
+    """Reload invalid settings, and then valid ones; the service keeps running."""
+
+    def wait_logged(text: str) -> None:
+        eventually(lambda: text in machine.run("journalctl -u whalebridge").stdout, text)
+
+    configuration = machine.root / "etc" / "whalebridge" / "config.yaml"
+    configuration.write_text("log: {level: loud}\n")
+    with pytest.raises(CommandError):
+        machine.run("systemctl reload whalebridge")
+    wait_logged("error     settings: /etc/whalebridge/config.yaml:1: log.level: ")
+    wait_logged("settings_reload_failed")
+    configuration.write_text("log: {level: debug}\n")
+    machine.run("systemctl reload whalebridge")
+    wait_logged("settings_reloaded")
+    configuration.unlink()
 
 
 def documented_proxy() -> tuple[list[str], list[str]]:

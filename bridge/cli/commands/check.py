@@ -4,14 +4,22 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Annotated, Unpack
+
+import typer
 
 from bridge.cli import options
 from bridge.cli.errors import WRONG_USAGE, CommandError
 
 
 @options.shared
-def check(as_json: options.AsJson = False, **given: Unpack[options.RunOptions]) -> None:
+def check(
+    settings_only: Annotated[
+        bool, typer.Option("--settings-only", help="Check only the settings: connect to nothing, and create nothing.")
+    ] = False,
+    as_json: options.AsJson = False,
+    **given: Unpack[options.RunOptions],
+) -> None:
     """Check the configuration and the connections of run.
 
     Takes the options of run, and publishes no records. Reports all errors in the settings; then checks containerd,
@@ -26,6 +34,7 @@ def check(as_json: options.AsJson = False, **given: Unpack[options.RunOptions]) 
     Examples:
       whalebridge check
       whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
+      whalebridge check --settings-only --config config.yaml
       whalebridge check --json | jq '.results[] | select(.status != "ok")'
     """
     from bridge.cli import check_results
@@ -36,12 +45,13 @@ def check(as_json: options.AsJson = False, **given: Unpack[options.RunOptions]) 
     except CommandError as error:
         results = [CheckResult("error", "settings", line, exit_status=WRONG_USAGE) for line in error.lines]
     else:
-        import asyncio
-
-        from bridge.cli.preflight import run_preflight
-
         results = [CheckResult("ok", "settings", f"settings are valid; host name is {settings.host}")]
-        results += asyncio.run(run_preflight(settings))
+        if not settings_only:
+            import asyncio
+
+            from bridge.cli.preflight import run_preflight
+
+            results += asyncio.run(run_preflight(settings))
     check_results.print_results(results, as_json=as_json)
     if status := max(result.exit_status for result in results):
         raise CommandError(exit_status=status)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from bridge.cli import execute
 from bridge.cli.check_results import CheckResult, print_results
 from bridge.cli.commands import check, run
 from bridge.core.errors import FatalError, NotFoundError, StateError, TransientError, UnreachableError
@@ -49,5 +51,14 @@ def test_check_result_status_depends_on_error(error: FatalError | TransientError
     assert CheckResult.from_error("x", error) == CheckResult("error", "x", "x", exit_status=status)
 
 
+def test_check_of_settings_only_connects_to_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    options = ["--containerd", "/nonexistent/c.sock", "--sink", "kafka://127.0.0.1:1/t", "--state-dir", str(state)]
+    assert execute(["check", "--settings-only", *options]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("ok        settings: ")
+    assert not state.exists()
+
+
 def test_check_takes_same_options_as_run() -> None:
-    assert set(check.check.__annotations__) - {"as_json"} == set(run.run.__annotations__)
+    assert set(check.check.__annotations__) - {"as_json", "settings_only"} == set(run.run.__annotations__)

@@ -171,6 +171,7 @@ USAGE = {
             "error     settings: --sink: sinks.frob: ",
             "error     settings: --log-level: log.level: ",
         ),
+        call("whalebridge check --settings-only --log-level loud", 2, "error     settings: --log-level: log.level: "),
         shell(f"whalebridge check --containerd {NO_SOCKET} >/dev/full", 1, "standard output", "No space left on"),
     ],
     "doctor": [
