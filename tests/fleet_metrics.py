@@ -85,6 +85,7 @@ class _Bridge(Struct):
                 cri_exit=(minute + number) // 10,
             ),
             proxy_denied_calls=outage * sick,
+            commits=self._latency(0.003),
             settings_error="restart" if sick else None,
         )
 
@@ -122,19 +123,25 @@ class _Bridge(Struct):
         counts = tuple(self._total(EXITS[status] * share) for status in STATUSES)
         return NamespaceExits(counts, self._total(share), 0)
 
+    def _latency(self, seconds: float) -> Histogram:
+        """Return durations that are longer under load."""
+        latency = Histogram()
+        for minute in range(self.minute):
+            for factor in (0.5, 1.0, 1.0, 3.0):
+                latency.observe(factor * seconds * (1.2 + math.sin(minute / 5)))
+        return latency
+
     def _sink(self, name: str) -> SinkStatus:
         outage = self._outage() if name == SINKS[0] and self.number in SINK_PROBLEM else 0
         full = 10 + 5 * (self.number % 3)  # minutes until the backlog exceeds its limit
         lost = 100 * max(0, outage - full)
-        latency = Histogram()
-        for minute in range(self.minute):
-            for factor in (0.5, 1.0, 1.0, 3.0):
-                latency.observe(factor * (0.004 if name == "nats" else 0.008) * (1.2 + math.sin(minute / 5)))
         share = min(1.0, outage / full) * 0.97
         lag = Lag(int(share * 180_000), int(share * 256 * MIB), 60.0 * min(outage, full), lost) if outage else _LAG
         state: SinkState = "failing" if outage else "ok"
         published = self._total(2 * sum(EXITS.values()), self.minute - outage)
-        return SinkStatus(name, state, None, lag, published, 4 * outage, outage, latency)
+        return SinkStatus(
+            name, state, None, lag, published, 4 * outage, outage, self._latency(0.004 if name == "nats" else 0.008)
+        )
 
 
 _LAG = Lag(3, 4_000, 0.1, 0)  # of a sink without problems
