@@ -13,17 +13,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-DIRECTORY = HERE.relative_to(ROOT)
+DIRECTORIES = (HERE.relative_to(ROOT), Path("sinks/protos"))
 SHARED_POOL = "_descriptor_pool.Default()"
 OWN_POOL = "_protos.POOL"
-OWN_IMPORT = "from bridge.containerd import protos as _protos\n"
 IMPORTS_END = "# @@protoc_insertion_point(imports)\n"
 
 
 def protos() -> list[str]:
     """Return the .proto files, relative to the repository's root, which makes their names unique in a descriptor pool.
     """
-    return sorted(str(DIRECTORY / path.name) for path in HERE.glob("*.proto"))
+    return sorted(str(path.relative_to(ROOT)) for each in DIRECTORIES for path in (ROOT / each).glob("*.proto"))
 
 
 def compile_into(root: Path) -> None:
@@ -35,27 +34,33 @@ def compile_into(root: Path) -> None:
     arguments = [f"-I{ROOT}", f"-I{wellknown}", f"--python_out={root}", f"--pyi_out={root}"]
     if protoc.main(["protoc", *arguments, *protos()]) != 0:
         raise SystemExit("protos: protoc failed")
-    for module in (root / DIRECTORY).glob("*_pb2.py"):
-        module.write_text(with_own_pool(module.read_text()))
+    for directory in DIRECTORIES:
+        for module in (root / directory).glob("*_pb2.py"):
+            module.write_text(with_own_pool(module.read_text(), directory))
 
 
-def with_own_pool(source: str) -> str:
-    """Make a generated module register its messages in ``POOL`` instead of the process's default pool."""
+def with_own_pool(source: str, directory: Path) -> str:
+    """Make a generated module register its messages in its package's ``POOL`` instead of the process's default pool."""
     if source.count(SHARED_POOL) != 1 or source.count(IMPORTS_END) != 1:
         raise SystemExit("protos: unexpected protoc output; adapt generate.py to this version of protoc")
-    return source.replace(SHARED_POOL, OWN_POOL).replace(IMPORTS_END, OWN_IMPORT + IMPORTS_END)
+    own_import = f"from {'.'.join(directory.parent.parts)} import {directory.name} as _protos\n"
+    return source.replace(SHARED_POOL, OWN_POOL).replace(IMPORTS_END, own_import + IMPORTS_END)
 
 
-def generated(directory: Path) -> dict[str, str]:
-    """Return the text of each generated module in a directory, by name."""
-    return {path.name: path.read_text() for path in sorted([*directory.glob("*_pb2.py"), *directory.glob("*_pb2.pyi")])}
+def generated(root: Path) -> dict[str, str]:
+    """Return the text of each generated module under ``root``, by its path there."""
+    return {
+        str(path.relative_to(root)): path.read_text()
+        for directory in DIRECTORIES
+        for path in (root / directory).glob("*_pb2.py*")
+    }
 
 
-def differences(committed_in: Path = HERE) -> list[str]:
-    """Return the names of modules that are missing, outdated or obsolete."""
+def differences(committed_in: Path = ROOT) -> list[str]:
+    """Return the paths of modules that are missing, outdated or obsolete."""
     with tempfile.TemporaryDirectory() as directory:
         compile_into(Path(directory))
-        fresh, committed = generated(Path(directory) / DIRECTORY), generated(committed_in)
+        fresh, committed = generated(Path(directory)), generated(committed_in)
     return sorted(name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name))
 
 

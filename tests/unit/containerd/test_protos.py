@@ -20,12 +20,18 @@ def test_generated_protos_are_current(capsys: pytest.CaptureFixture[str]) -> Non
 def test_outdated_protos_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in generate.HERE.glob("*_pb2.py*"):
-        (tmp_path / path.name).write_text(path.read_text())
-    (tmp_path / "tasks_pb2.py").write_text("# edited")
-    (tmp_path / "version_pb2.pyi").unlink()
-    (tmp_path / "obsolete_pb2.py").touch()
-    assert generate.differences(tmp_path) == ["obsolete_pb2.py", "tasks_pb2.py", "version_pb2.pyi"]
+    for name, text in generate.generated(generate.ROOT).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    containerd, sinks = (tmp_path / each for each in generate.DIRECTORIES)
+    (containerd / "tasks_pb2.py").write_text("# edited")
+    (containerd / "version_pb2.pyi").unlink()
+    (sinks / "obsolete_pb2.py").touch()
+    assert [tmp_path / name for name in generate.differences(tmp_path)] == [
+        containerd / "tasks_pb2.py",
+        containerd / "version_pb2.pyi",
+        sinks / "obsolete_pb2.py",
+    ]
     monkeypatch.setattr(generate, "differences", lambda: ["tasks_pb2.py"])
     assert generate.main(["--check"]) == 1
     stderr = capsys.readouterr().err
@@ -35,7 +41,7 @@ def test_outdated_protos_are_named(
 
 def test_unexpected_protoc_output_is_rejected() -> None:
     with pytest.raises(SystemExit):
-        generate.with_own_pool("DESCRIPTOR = something_new()")
+        generate.with_own_pool("DESCRIPTOR = something_new()", generate.DIRECTORIES[0])
 
 
 def test_generated_protos_allow_same_messages_in_default_pool() -> None:
