@@ -25,6 +25,7 @@ Attributes: TypeAlias = list[tuple[str, str]]
 KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
 
 JSON_CONTENT_TYPE = "application/json"
+PROTOBUF_CONTENT_TYPE = "application/x-protobuf"
 KAFKA_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json; charset=UTF-8"
 NATS_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json"
 HTTP_ENVELOPE_CONTENT_TYPE = "application/cloudevents+json"
@@ -33,6 +34,7 @@ SCHEMA = SCHEMA_ID
 PARTITION_KEY = "partitionkey"
 """CloudEvents' extension attribute from which the Kafka binding takes the key of a message."""
 WHALEWATCHER_SCHEMA = "urn:whalebridge:whalewatcher:1"
+OTLP_SCHEMA = "urn:whalebridge:otlp:1"
 
 _TYPES = {
     "snapshot_started": "io.whalebridge.snapshot.started",
@@ -70,10 +72,12 @@ def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
     return result
 
 
-def kafka_headers(record: Record, key: bytes, schema: str = SCHEMA) -> KafkaHeaders:
+def kafka_headers(
+    record: Record, key: bytes, schema: str = SCHEMA, content_type: str = JSON_CONTENT_TYPE
+) -> KafkaHeaders:
     """Return the headers of binary mode on Kafka, for a message with this ``key``."""
     headers = [
-        *_kafka_source_headers(record.host, record.engine, record.type, schema, record.attributes, key),
+        *_kafka_source_headers(record.host, record.engine, record.type, schema, content_type, record.attributes, key),
         ("ce_id", record.id.encode()),
         ("ce_time", record.time.encode()),
         ("ce_sequence", b"%d-%020d" % (record.epoch, record.sequence)),
@@ -88,10 +92,10 @@ def kafka_envelope_headers() -> KafkaHeaders:
     return [("content-type", KAFKA_ENVELOPE_CONTENT_TYPE.encode())]
 
 
-def nats_headers(record: Record, schema: str = SCHEMA) -> dict[str, str]:
+def nats_headers(record: Record, schema: str = SCHEMA, content_type: str = JSON_CONTENT_TYPE) -> dict[str, str]:
     """Return the headers of binary mode on NATS."""
     headers = {
-        **_nats_source_headers(record.host, record.engine, record.type, schema, record.attributes),
+        **_nats_source_headers(record.host, record.engine, record.type, schema, content_type, record.attributes),
         "ce-id": record.id,
         "ce-time": record.time,
         "ce-sequence": format_sequence(record),
@@ -155,10 +159,16 @@ def encode_attribute(value: str) -> str:
 
 @lru_cache(_CACHE_SIZE)
 def _kafka_source_headers(
-    host: str, engine: str, type_: str, schema: str, extensions: tuple[tuple[str, str], ...], key: bytes
+    host: str,
+    engine: str,
+    type_: str,
+    schema: str,
+    content_type: str,
+    extensions: tuple[tuple[str, str], ...],
+    key: bytes,
 ) -> KafkaHeaders:
     return [
-        ("content-type", JSON_CONTENT_TYPE.encode()),
+        ("content-type", content_type.encode()),
         ("ce_specversion", b"1.0"),
         ("ce_source", source_uri(host, engine).encode()),
         ("ce_type", event_type(type_).encode()),
@@ -175,13 +185,13 @@ def _kafka_subject_header(subject: str) -> tuple[str, bytes]:
 
 @lru_cache(_CACHE_SIZE)
 def _nats_source_headers(
-    host: str, engine: str, type_: str, schema: str, extensions: tuple[tuple[str, str], ...]
+    host: str, engine: str, type_: str, schema: str, content_type: str, extensions: tuple[tuple[str, str], ...]
 ) -> dict[str, str]:
     return {
         "ce-specversion": "1.0",
         "ce-source": encode_nats_value(source_uri(host, engine)),
         "ce-type": event_type(type_),
         "ce-dataschema": encode_nats_value(schema),
-        "ce-datacontenttype": JSON_CONTENT_TYPE,
+        "ce-datacontenttype": content_type,
         **{f"ce-{name}": encode_nats_value(encode_attribute(value)) for name, value in extensions},
     }

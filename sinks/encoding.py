@@ -1,5 +1,7 @@
 """Encodings of records: the document that a sink publishes for a record. Pure.
 
+``json`` is the record as it is, ``otlp`` a log record of OpenTelemetry (``sinks/otlp.py``).
+
 ``whalewatcher`` is for readers whose Go structs ``encoding/json`` fills. One document fits both
 ``engineclient.ContainerEvent`` (Timestamp, Type, ID, Project) and ``watcher.ContainerEvent`` (Type, Container): each
 takes the keys it knows. Only lifecycle records are encoded, and snapshot records as started; there are no control
@@ -17,21 +19,32 @@ from msgspec import Struct
 from bridge.core.container_metadata import display_id
 from bridge.core.containerd_model import ContainerKey, Labels
 from bridge.core.records import Record, RecordType
-from sinks.cloudevents import SCHEMA, WHALEWATCHER_SCHEMA
+from sinks.cloudevents import (
+    JSON_CONTENT_TYPE,
+    OTLP_SCHEMA,
+    PROTOBUF_CONTENT_TYPE,
+    SCHEMA,
+    WHALEWATCHER_SCHEMA,
+)
 
-EncodingName: TypeAlias = Literal["json", "whalewatcher"]
+EncodingName: TypeAlias = Literal["json", "whalewatcher", "otlp"]
 EncodeFunction: TypeAlias = Callable[[Record], bytes | None]
 
 
 class Encoding(NamedTuple):
-    """An encoding: its function, which returns None for record types that it does not cover, and its schema."""
+    """An encoding: its function, which returns None for record types that it does not cover, and what it returns."""
 
     encode: EncodeFunction
     schema: str
+    content_type: str
 
 
 def get_encoding(name: EncodingName) -> Encoding:
     """Return the encoding with this name."""
+    if name == "otlp":
+        from sinks.otlp import encode_otlp  # noqa: PLC0415 (imported only if it is configured)
+
+        return Encoding(encode_otlp, OTLP_SCHEMA, PROTOBUF_CONTENT_TYPE)
     return _ENCODINGS[name]
 
 
@@ -94,6 +107,6 @@ def encode_whalewatcher(record: Record) -> bytes | None:
 
 
 _ENCODINGS: dict[EncodingName, Encoding] = {
-    "json": Encoding(_encode_json, SCHEMA),
-    "whalewatcher": Encoding(encode_whalewatcher, WHALEWATCHER_SCHEMA),
+    "json": Encoding(_encode_json, SCHEMA, JSON_CONTENT_TYPE),
+    "whalewatcher": Encoding(encode_whalewatcher, WHALEWATCHER_SCHEMA, JSON_CONTENT_TYPE),
 }

@@ -43,7 +43,18 @@ def rfc3339(at: int | None) -> str | None:
     return f"{stem}.{nanoseconds:09}Z" if nanoseconds else f"{stem}Z"
 
 
+def parse_rfc3339(text: str) -> int:
+    """Return the nanoseconds since the Unix epoch of a time that ``rfc3339`` has formatted."""
+    seconds, _, nanoseconds = text.removesuffix("Z").partition(".")
+    return _parse_seconds(seconds) * SECOND + int(nanoseconds or 0)
+
+
 @lru_cache(maxsize=64)  # many records share a second
+def _parse_seconds(stem: str) -> int:
+    return int(datetime.fromisoformat(f"{stem}Z").timestamp())
+
+
+@lru_cache(maxsize=64)
 def _format_seconds(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 

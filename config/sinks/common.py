@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, SecretStr, model_validator
 
 from config.fields import (
     Command,
@@ -55,18 +55,32 @@ class BaseSinkSettings(SettingsModel):
         return self.model_copy(update={self.timeout_setting: min(self.attempt_timeout, maximum)})
 
 
-class EncodedSinkSettings(BaseSinkSettings):
-    """A sink with a choice of encodings."""
+def _reject_binary(value: Any) -> Any:
+    if value == "otlp":
+        raise ValueError("otlp is binary, and this sink writes text; use json, or a sink of type kafka or nats")
+    return value
 
-    encoding: Annotated[Literal["json", "whalewatcher"], LowercaseStr] = field(
-        "json",
-        "json: complete records, as `whalebridge schema event` describes. whalewatcher: lifecycle events that Go's "
-        "whalewatcher decodes, without sequences and snapshots, so that consumers cannot detect gaps.",
+
+_TEXT_ENCODINGS = (
+    "json: complete records, as `whalebridge schema event` describes. whalewatcher: lifecycle events that Go's "
+    "whalewatcher decodes, without sequences and snapshots, so that consumers cannot detect gaps."
+)
+
+
+class EncodedSinkSettings(BaseSinkSettings):
+    """A sink with a choice of encodings, all of which are text."""
+
+    encoding: Annotated[Literal["json", "whalewatcher"], BeforeValidator(_reject_binary), LowercaseStr] = field(
+        "json", _TEXT_ENCODINGS
     )
 
 
-class RemoteSinkSettings(EncodedSinkSettings):
-    """A sink that publishes to other machines."""
+class RemoteSinkSettings(BaseSinkSettings):
+    """A sink that publishes to other machines, in messages that can have headers."""
+
+    encoding: Annotated[Literal["json", "whalewatcher", "otlp"], LowercaseStr] = field(
+        "json", f"{_TEXT_ENCODINGS} otlp: OpenTelemetry log records, each with a complete record as its body."
+    )
 
     heartbeats: bool = field(
         True,
@@ -84,6 +98,12 @@ class BrokerSinkSettings(RemoteSinkSettings):
         "in one JSON envelope. none: the record only.",
         reason="Routers can use the headers without parsing the record, and consumers can ignore them.",
     )
+
+    @model_validator(mode="after")
+    def _check_envelope(self) -> Self:
+        if self.encoding == "otlp" and self.cloudevents == "structured":
+            raise ValueError("cloudevents: structured is JSON, and encoding otlp is binary; use cloudevents: binary")
+        return self
 
 
 def referenced_files(model: BaseModel) -> Iterator[str]:

@@ -66,7 +66,7 @@ def event_messages(
     source: StateKey, records: Sequence[Record], encoding: EncodingName, mode: CloudEventsMode
 ) -> list[Message]:
     """Return the messages for records of one source; records that the encoding does not cover have none."""
-    encode, schema = get_encoding(encoding)
+    encode, schema, content_type = get_encoding(encoding)
     key = encode_key(source)
     messages = []
     for record in records:
@@ -75,7 +75,7 @@ def event_messages(
             continue
         headers: KafkaHeaders = []
         if mode == "binary":
-            headers = cloudevents.kafka_headers(record, key, schema)
+            headers = cloudevents.kafka_headers(record, key, schema, content_type)
         elif mode == "structured":
             value = cloudevents.envelope(record, value, schema, key=key)
             headers = cloudevents.kafka_envelope_headers()

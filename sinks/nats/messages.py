@@ -71,7 +71,7 @@ class MessageEncoder:
 
     def __init__(self, settings: NatsSettings) -> None:
         self.subjects = SubjectBuilder(settings.subject_prefix, settings.subject_template)
-        self._encode, self._schema = get_encoding(settings.encoding)
+        self._encode, self._schema, self._content_type = get_encoding(settings.encoding)
         self._cloudevents = settings.cloudevents
 
     def encode(self, record: Record) -> OutgoingMessage | None:
@@ -82,7 +82,7 @@ class MessageEncoder:
         id_ = message_id(record)
         headers = {MESSAGE_ID: id_}
         if self._cloudevents == "binary":
-            headers |= cloudevents.nats_headers(record, self._schema)
+            headers |= cloudevents.nats_headers(record, self._schema, self._content_type)
         elif self._cloudevents == "structured":
             headers |= cloudevents.nats_envelope_headers()
             document = cloudevents.envelope(record, document, self._schema)

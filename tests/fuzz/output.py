@@ -20,6 +20,7 @@ from sinks import cloudevents, state_table
 from sinks.encoding import encode_whalewatcher
 from sinks.kafka import messages as kafka
 from sinks.nats import messages as nats
+from sinks.otlp import decode_bodies, encode_otlp
 from tests.fuzz.engine import Target
 from tests.fuzz.mutation import encode_fields, mutate_protobuf, parse_fields
 from tests.sample_records import ENGINE, record
@@ -126,6 +127,7 @@ def _encode_messages(data: bytes) -> None:
     started = record(1, labels=labels, engine=engine, **values)
     _check_nats(started)
     _check_kafka(started)
+    assert decode_bodies(encode_otlp(started)) == [started.data]
     whalewatcher = json.loads(encode_whalewatcher(started) or b"")
     assert (whalewatcher["ID"], whalewatcher["Container"]["Labels"]) == (started.subject, labels)
 

@@ -220,6 +220,7 @@ INVALID_KAFKA_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"compression": "brotli"}, "compression"),
     ({"cloudevents": "yes"}, "cloudevents"),
     ({"encoding": "xml"}, "encoding"),
+    ({"encoding": "otlp", "cloudevents": "structured"}, ""),
     ({"request_timeout": "30"}, "request_timeout"),
     ({"request_timeout": "11m"}, "request_timeout"),
     ({"max_request_size": 1}, "max_request_size"),
@@ -331,6 +332,8 @@ INVALID_SINKS: list[tuple[dict[str, Any], str]] = [
     *((NATS | settings, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_NATS_SETTINGS),
     *((HTTP | settings, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_HTTP_SETTINGS),
     *(({"type": "file", "path": path}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")),
+    ({"type": "file", "path": "/a", "encoding": "otlp"}, "sinks.main.encoding"),
+    ({"type": "stdout", "encoding": "OTLP"}, "sinks.main.encoding"),
 ]
 
 

@@ -22,6 +22,7 @@ from bridge.core.record_encoder import (
     heartbeat_record,
     lost_record,
     parse_record,
+    parse_rfc3339,
     retirement_record,
     rfc3339,
 )
@@ -97,6 +98,7 @@ def test_timestamp_text_equals_instant(at: int) -> None:
     stem, _, fraction = rfc3339(at).removesuffix("Z").partition(".")
     assert int(datetime.fromisoformat(stem).replace(tzinfo=UTC).timestamp()) * SECOND + int(fraction or 0) == at
     assert len(fraction) in (0, 9)
+    assert parse_rfc3339(rfc3339(at)) == at
 
 
 # --- containers ---

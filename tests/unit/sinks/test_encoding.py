@@ -1,11 +1,31 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import get_args
+
 import msgspec
 import pytest
 
 from bridge.core.records import RecordType
-from sinks.encoding import encode_whalewatcher
+from sinks.encoding import EncodingName, encode_whalewatcher, get_encoding
 from tests.sample_records import TIME, control_record, loss_record, record
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize(("name", "imported"), [("json", False), ("whalewatcher", False), ("otlp", True)])
+def test_protobuf_is_imported_for_otlp_only(name: str, imported: bool) -> None:
+    code = "import sys; from sinks.encoding import get_encoding; get_encoding(sys.argv[1]); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True).stdout
+    assert ("google.protobuf" in modules.split()) == imported
+
+
+def test_encodings_have_schema_and_content_type() -> None:
+    assert {name: get_encoding(name)[1:] for name in get_args(EncodingName)} == {
+        "json": ("urn:whalebridge:event:1", "application/json"),
+        "whalewatcher": ("urn:whalebridge:whalewatcher:1", "application/json"),
+        "otlp": ("urn:whalebridge:otlp:1", "application/x-protobuf"),
+    }
 
 
 def test_whalewatcher_encoding_has_event_and_container_fields() -> None:

@@ -17,6 +17,7 @@ from sinks.kafka.messages import (
     find_oversized,
     state_messages,
 )
+from sinks.otlp import encode_otlp
 from sinks.state_table import StateChange, StateKey
 from tests.sample_records import control_record, record, records
 
@@ -81,6 +82,17 @@ def test_kafka_messages_follow_mode_and_encoding() -> None:
     assert [message.position for message in event_messages(SOURCE, batch, "whalewatcher", "binary")] == [
         (batch[1].epoch, 2)
     ]
+
+
+def test_kafka_message_of_otlp_has_protobuf_headers() -> None:
+    batch = [control_record(1, "snapshot_started"), record(2)]
+    messages = event_messages(SOURCE, batch, "otlp", "binary")
+    assert [message.value for message in messages] == [encode_otlp(each) for each in batch]
+    for message in messages:
+        headers = dict(message.headers)
+        assert headers["content-type"] == b"application/x-protobuf"
+        assert headers["ce_dataschema"] == b"urn:whalebridge:otlp:1"
+    assert [message.headers for message in event_messages(SOURCE, batch, "otlp", "none")] == [[], []]
 
 
 def test_removed_state_entry_becomes_kafka_tombstone() -> None:

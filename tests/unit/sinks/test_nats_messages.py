@@ -23,6 +23,8 @@ from sinks.nats.messages import (
     overlaps,
     state_key,
 )
+from sinks.otlp import encode_otlp
+from tests.sample_records import record
 
 RECORD = Record(7, 42, "started", "2026-11-23T15:21:08Z", "node-1", "c79d", "shop", "shop/web", "p", b'{"x":1}')
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -87,6 +89,14 @@ def test_nats_heartbeat_ids_are_unique() -> None:
     ids = [item.id for item in items if item]
     assert len(set(ids)) == 3
     assert ids[2].endswith(f"/{RECORD.epoch}-{RECORD.sequence}-heartbeat-2")
+
+
+def test_nats_message_of_otlp_has_protobuf_headers() -> None:
+    item = messages(encoding="otlp").encode(record(1))
+    assert item
+    assert item.data == encode_otlp(record(1))
+    assert item.headers["ce-datacontenttype"] == "application/x-protobuf"
+    assert item.headers["ce-dataschema"] == "urn:whalebridge:otlp:1"
 
 
 def test_nats_message_is_none_when_encoding_omits_record() -> None:
