@@ -178,6 +178,7 @@ class _CloudEvent(Struct):
 _RECORD_DECODER = msgspec.json.Decoder(DecodedRecord)
 _CLOUD_EVENT_DECODER = msgspec.json.Decoder(_CloudEvent)
 _RECORD_PREFIX = b'{"version":1,'
+_OTLP_PREFIX = b"\n"  # the tag of the only field of LogsData
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -199,13 +200,33 @@ def decode(data: bytes) -> tuple[DecodedRecord, bytes]:
     raise InvalidMessageError(reason)
 
 
+def is_otlp(data: bytes) -> bool:
+    """Return whether a message that contains a record is an OpenTelemetry log record."""
+    return data.startswith(_OTLP_PREFIX)
+
+
 def _find_embedded(data: bytes) -> Iterator[bytes]:
-    """Yield what may be a record: the data of a CloudEvent, or the text after the partial line of a killed process."""
+    """Yield what may be a record.
+
+    That is the body of an OpenTelemetry log record, the data of a CloudEvent, or the text after the partial line of a
+    killed process.
+    """
+    if is_otlp(data):
+        yield from _find_otlp_body(data)
     try:
         yield bytes(_CLOUD_EVENT_DECODER.decode(data).data)
     except _DECODE_ERRORS:
         if (at := data.rfind(_RECORD_PREFIX)) > 0:
             yield data[at:]
+
+
+def _find_otlp_body(data: bytes) -> Iterator[bytes]:
+    from sinks.otlp import decode_bodies  # noqa: PLC0415 (imported only for such messages)
+
+    bodies = decode_bodies(data)
+    if len(bodies) > 1:
+        raise InvalidMessageError(f"{len(bodies)} OpenTelemetry log records in one message; whalebridge publishes one")
+    yield from bodies
 
 
 def _error_reason(error: Exception) -> str:

@@ -17,9 +17,10 @@ from bridge.telemetry.safe_text import printable_json
 from sinks import cloudevents
 from sinks.kafka import messages as kafka
 from sinks.nats import messages as nats
+from sinks.otlp import encode_otlp
 from sinks.state_table import StateKey
 from tests.fuzz.engine import Target
-from tests.fuzz.mutation import mutate_text
+from tests.fuzz.mutation import mutate_protobuf, mutate_text
 from tests.records import RecordFactory
 from tests.sample_records import control_record, loss_record, record, retirement
 
@@ -152,8 +153,26 @@ def _read_from_broker(data: bytes) -> None:
     assert parse_record(parsed.data) == parsed
 
 
+# --- OpenTelemetry's log records ---
+
+
+def _otlp_samples() -> Sequence[bytes]:
+    messages = [encode_otlp(each) for each in _records()]
+    return [*messages, messages[0] + messages[1]]
+
+
+def _read_otlp(data: bytes) -> None:
+    try:
+        decoded, document = decode(data)
+    except InvalidMessageError:
+        return
+    assert decode(document) == (decoded, document)
+    _check_display(decoded, document)
+
+
 TARGETS = {
     "topic": Target(_read_topic, _topic_samples, _TOKENS, mutate_text),
+    "otlp": Target(_read_otlp, _otlp_samples, _TOKENS, mutate_protobuf),
     "file": Target(_read_file, _file_samples, _TOKENS),
     "broker-replies": Target(_read_from_broker, _broker_samples, _TOKENS, mutate_text),
 }

@@ -16,7 +16,9 @@ from bridge.containerd.proxy import policy
 from bridge.core import checkpoint
 from bridge.outbox import chunks
 from config import settings
+from sinks import otlp
 from sinks.nats import messages
+from sinks.protos.logs_pb2 import LogsData
 from tests.fuzz import engine, output
 from tests.fuzz.__main__ import replay
 from tests.fuzz.engine import CORPUS, check, corpus, fuzz, save
@@ -84,6 +86,7 @@ PLANTED: dict[str, tuple[Any, str, Callable[..., object]]] = {
     "checkpoint": (checkpoint, "_restore_state", fail),
     "state-directory": (chunks, "_documents", lambda chunk: chunk.documents.split(b"\n")),
     "topic": (dedup, "_first_position", lambda record: (record.lost.epoch, 1) if record.lost else record.position),
+    "otlp": (otlp, "decode_bodies", lambda message: [str(LogsData.FromString(message)).encode()]),
     "file": (files.LineSplitter, "finish", lambda _: []),
     "broker-replies": (messages, "decode_token", lambda token: token.encode().decode("ascii")),
     "proxy-requests": (policy, "_check_allowed", lambda *_: None),

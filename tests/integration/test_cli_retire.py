@@ -17,6 +17,7 @@ from bridge.core.record_encoder import heartbeat_record
 from bridge.core.records import Record
 from sinks.kafka.sink import KafkaSink
 from sinks.nats.sink import NatsSink
+from sinks.otlp import decode_bodies
 from tests.integration import kafka_sinks, nats_reading
 from tests.integration.commands import assert_one_line, whalebridge
 from tests.sample_records import ENGINE, EPOCH, control_record, record
@@ -160,3 +161,17 @@ def test_retirement_in_state_topic_fails(target: Target) -> None:
     target.publish(snapshot("node-7", "a"))
     process = whalebridge("retire", "node-7", "--sink", f"{target.url}.state")
     assert_one_line(process, 1, "is an entry of a state topic or bucket", "use the topic or stream of the records")
+
+
+def test_source_with_otlp_records_is_retired_by_id_only(kafka: Kafka, tmp_path: Path) -> None:
+    """By URL, the record would have another encoding than the others, which the readers of the topic do not expect."""
+    config, url = tmp_path / "config.yaml", f"kafka://{kafka.bootstrap}/retire.otlp"
+    settings = kafka_sinks.settings(kafka, "retire.otlp", encoding="otlp")
+    options = f"bootstrap_servers: [{kafka.bootstrap}], topic: retire.otlp, encoding: otlp"
+    config.write_text(f"sinks: {{main: {{type: kafka, {options}}}}}\n")
+    target = Target(config, url, lambda: KafkaSink(settings, SystemClock()))
+    target.publish(snapshot("node-1", "a"))
+    assert_one_line(whalebridge("retire", "node-1", "--sink", url), 1, "encoding otlp")
+    assert whalebridge("retire", "node-1", "--sink", "main", "--config", str(config)).returncode == 0
+    bodies = [body for each in kafka.admin.records("retire.otlp") for body in decode_bodies(each.value or b"")]
+    assert [msgspec.json.decode(body)["type"] for body in bodies][-2:] == ["snapshot_completed", "source_retired"]

@@ -143,7 +143,7 @@ async def _retire(reader: Reader, settings: Readable, request: _Request) -> None
             await _publish(settings, records)
 
     try:
-        sources = [each for each in await _read_sources(reader, now) if request.names(each[0])]
+        sources = [each for each in await _read_sources(reader, now, settings) if request.names(each[0])]
         if request.source is not None and not sources:
             raise CommandError(f"no records of source {request.source}; 'whalebridge audit' lists the sources")
         alive = [each for each in sources if each[0].retired is None]
@@ -198,10 +198,11 @@ def _describe(info: SourceInfo) -> str:
     return printable(f"{'/'.join(info.source)}, last seen at {info.watermark:%Y-%m-%dT%H:%M:%SZ}")
 
 
-async def _read_sources(reader: Reader, now: datetime) -> list[_LastRecord]:
+async def _read_sources(reader: Reader, now: datetime, settings: Readable) -> list[_LastRecord]:
     """Return what is known of each source, and its last record."""
     from bridge.cli import print_error
     from bridge.clock import SystemClock
+    from bridge.consumer.record_decoder import is_otlp
     from bridge.consumer.record_reader import read_records
     from bridge.consumer.state import State
 
@@ -209,9 +210,11 @@ async def _read_sources(reader: Reader, now: datetime) -> list[_LastRecord]:
     last: dict[Source, DecodedRecord] = {}
     async with aclosing(read_records(reader, SystemClock(), print_error)) as batches:
         async for batch in batches:
-            for record, data, _ in batch:
+            for record, data, message in batch:
                 if record.is_table_entry:
                     raise table_entry_error("a message there")
+                if is_otlp(message.data) and settings.encoding != "otlp":
+                    raise CommandError("--sink: the records there have encoding otlp; use the id of a sink with it")
                 state.apply(record, data)
                 if record.source not in last or record.position >= last[record.source].position:
                     last[record.source] = record

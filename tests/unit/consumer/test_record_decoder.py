@@ -9,6 +9,7 @@ from bridge.consumer.record_decoder import InvalidMessageError, decode
 from bridge.core import records
 from bridge.core.record_encoder import heartbeat_record
 from sinks.cloudevents import envelope
+from sinks.otlp import encode_otlp
 from tests.golden import Golden
 from tests.sample_records import ENGINE, control_record, loss_record, record, retirement
 
@@ -70,6 +71,11 @@ def test_cloudevents_envelope_is_unwrapped() -> None:
     assert decode(msgspec.json.format(wrapped, indent=2))[0] == decode(published.data)[0]
 
 
+def test_body_of_opentelemetry_log_record_is_unwrapped() -> None:
+    published = record(3)
+    assert decode(encode_otlp(published)) == decode(published.data)
+
+
 @pytest.mark.parametrize("before", [BEFORE, b'{"', b"\0\0"])
 def test_partial_line_before_record_is_skipped(before: bytes) -> None:
     published = record(3)
@@ -96,3 +102,21 @@ def test_invalid_record_is_rejected_with_reason(data: bytes, named: str, golden:
     assert named in str(caught.value)
     golden.entry("tail_errors", f"no record, {data[:60]!r}", str(caught.value))
     assert len(str(caught.value)) < 200
+
+
+OTLP = encode_otlp(record(1))
+
+
+@pytest.mark.parametrize(
+    ("case", "data", "named"),
+    [
+        ("of another major version", OTLP.replace(b'"version":1', b'"version":2'), "value 2"),
+        ("of two records", OTLP * 2, "2 OpenTelemetry log records"),
+        ("that is truncated", OTLP[:-1], "JSON"),
+    ],
+)
+def test_invalid_opentelemetry_log_record_is_rejected(case: str, data: bytes, named: str, golden: Golden) -> None:
+    with pytest.raises(InvalidMessageError) as caught:
+        decode(data)
+    assert named in str(caught.value)
+    golden.entry("tail_errors", f"no record, OpenTelemetry message {case}", str(caught.value))
