@@ -31,6 +31,8 @@ from sinks import cloudevents
 from sinks.encoding import encode_whalewatcher
 from sinks.kafka.messages import event_messages
 from sinks.nats.messages import SubjectBuilder, message_id
+from sinks.otlp import encode_otlp
+from sinks.protos.logs_pb2 import LogsData
 from sinks.state_table import StateKey
 from tests.documentation import (
     PAGES,
@@ -41,6 +43,7 @@ from tests.documentation import (
     page_commands,
     setting_paths,
 )
+from tests.sample_records import control_record
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -226,6 +229,30 @@ def test_documented_broker_errors_match_source(broker: str, variable: str) -> No
 def test_documented_whalewatcher_document_is_encoded_record(readme_record: records.Record) -> None:
     (block,) = code_blocks(EVENTS, "text")
     assert json.loads(block) == json.loads(encode_whalewatcher(readme_record) or b"")
+
+
+def test_documented_otlp_attributes_are_encoded(readme_record: records.Record) -> None:
+    """The example has no pod, and a control record no container."""
+    document = msgspec.json.decode(readme_record.data)
+    document["exit"]["oom"] = False
+    document["container"]["pod"] = {"name": "n", "namespace": "s", "uid": "u", "container": "c", "labels": None}
+    documents = [document, document | {"container": document["container"] | {"image": "sha256:a"}}]
+    encoded = [encode_otlp(parse_record(msgspec.json.encode(each))) for each in documents]
+    encoded.append(encode_otlp(control_record(1, "snapshot_started")))
+    section = EVENTS.partition("### `encoding: otlp`")[2].partition("\n### ")[0]
+    fields, attributes = (table.splitlines()[1:] for table in section.split("|---|---|")[1:])
+    logs = [each.resource_logs[0].scope_logs[0].log_records[0] for each in map(LogsData.FromString, encoded)]
+    assert _names(attributes) == {each.key for log in logs for each in log.attributes}
+    assert _names(fields) - {"resource", "scope"} == {each.name for each, _ in logs[0].ListFields()} - {
+        "body",
+        "attributes",
+    }
+
+
+def _names(table: Iterable[str]) -> set[str]:
+    """Return the names in the first column of a table."""
+    lines = [line for line in table if line.startswith("|")]
+    return {name for line in lines for name in re.findall(r"`([^`]+)`", line.split(" | ")[0])}
 
 
 def test_documented_pod_has_all_fields() -> None:
