@@ -1,6 +1,6 @@
-"""OpenTelemetry's log records: a trimmed .proto file, and the module generated from it (``make protos``).
+"""OpenTelemetry's log records and responses: trimmed .proto files, and modules generated from them (``make protos``).
 
-The generated module registers its descriptors in a separate pool (``POOL``), because another package in the same
+The generated modules register their descriptors in a separate pool (``POOL``), because another package in the same
 process may register OpenTelemetry's full messages under the same names. The package ``opentelemetry-proto``, which has
 these, would limit the version of protobuf; the tests compare with it.
 """
