@@ -57,7 +57,7 @@ class BaseSinkSettings(SettingsModel):
 
 def _reject_binary(value: Any) -> Any:
     if value == "otlp":
-        raise ValueError("otlp is binary, and this sink writes text; use json, or a sink of type kafka or nats")
+        raise ValueError("otlp is binary, and this sink writes text; use json, or a sink of type kafka, nats or http")
     return value
 
 

@@ -19,7 +19,7 @@ _HEADER_VALUE = re.compile(r"[!-~]([ !-~]{0,1000}[!-~])?")
 _OWN_HEADERS = {
     "authorization": "set auth instead",
     "user-agent": "set user_agent instead",
-    "content-type": "it depends on cloudevents",
+    "content-type": "it depends on cloudevents and encoding",
     "idempotency-key": "it is that of the records",
 }
 _CONNECTION_HEADERS = frozenset(
@@ -94,7 +94,7 @@ class HttpSinkSettings(RemoteSinkSettings):
         "binary",
         "CloudEvents 1.0. binary: one record per request, attributes in headers, the record is the body. structured: "
         "one record per request, attributes and record in one JSON envelope. batched: a JSON array of such envelopes "
-        "per request. none: newline-delimited records only, many per request.",
+        "per request. none: records only, many per request: one per line, or with encoding otlp as OTLP/HTTP.",
         reason="Every receiver of JSON understands it.",
     )
     headers: Headers = field(
@@ -131,6 +131,8 @@ class HttpSinkSettings(RemoteSinkSettings):
     def _check_consistency(self) -> Self:
         if not self.uses_tls and self.tls.model_fields_set:
             raise ValueError("tls is configured, but the URL is http://; use https://")
+        if self.encoding == "otlp" and self.cloudevents != "none":
+            raise ValueError(f"cloudevents: {self.cloudevents} does not support encoding otlp; set cloudevents: none")
         if self.sends_single_records and "max_batch_bytes" in self.model_fields_set:
             raise ValueError(f"cloudevents {self.cloudevents} sends no batches; remove max_batch_bytes")
         return self

@@ -39,21 +39,28 @@ _HINTS = {
     HTTPStatus.NOT_FOUND: "check the path of url",
     HTTPStatus.GONE: "check the path of url",
     HTTPStatus.METHOD_NOT_ALLOWED: "set url to a path that accepts POST requests",
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "set cloudevents to a mode that the receiver supports",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "set cloudevents and encoding to what the receiver supports",
 }
 
 
+_OTLP_HINT = "check whether url is that of an OTLP/HTTP receiver of logs, such as http://HOST:4318/v1/logs"
+
+
 class Response(NamedTuple):
-    """A response; ``text`` is the beginning of its body, if that is for humans, without secrets."""
+    """A response; ``text`` is the beginning of its body, if that is for humans, without secrets.
+
+    With OTLP, a response of success may reject ``rejected_records`` of the request, without saying which.
+    """
 
     status: int
     text: str = ""
     location: str = ""
     retry_after: str = ""
+    rejected_records: int = 0
 
     @property
     def is_success(self) -> bool:
-        """Whether the receiver has accepted the request."""
+        """Whether the status is one of success."""
         return self.status // 100 == 2  # noqa: PLR2004 (2xx)
 
     @property
@@ -87,6 +94,8 @@ def classify(response: Response, settings: HttpSinkSettings) -> BridgeError:
     if status in _BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return TransientError(f"{where} responded {response}")
     hint = _HINTS.get(HTTPStatus(status), "") if status in HTTPStatus._value2member_map_ else ""
+    if hint and settings.encoding == "otlp":
+        hint = _OTLP_HINT
     return FatalError(f"{where} responded {response}; {hint or 'check url and the receiver'}")
 
 
@@ -101,12 +110,21 @@ def probe_error(response: Response, settings: HttpSinkSettings) -> BridgeError |
     return None
 
 
+def describe_rejection(response: Response, records: int, settings: HttpSinkSettings) -> str:
+    """Describe that the receiver rejects records of a request with this number of them."""
+    if not response.is_success:
+        return f"{settings.endpoint} rejected the record: {response}"
+    rejected = min(response.rejected_records, records)
+    reason = f": {response.text}" if response.text else ", without a reason"
+    return f"{settings.endpoint} rejected {rejected} of {records} log records in a request{reason}"
+
+
 def describe_rejections(response: Response, settings: HttpSinkSettings) -> str:
     """Describe that the receiver rejects all requests."""
-    return (
-        f"{settings.endpoint} rejects all requests ({response}); check url, and set cloudevents to a mode that the "
-        f"receiver supports{_missing_tls(settings)}"
-    )
+    hint = "check url, and set cloudevents to a mode that the receiver supports"
+    if settings.encoding == "otlp":
+        hint = _OTLP_HINT
+    return f"{settings.endpoint} rejects all requests ({response}); {hint}{_missing_tls(settings)}"
 
 
 def describe_connection_error(error: BaseException, settings: HttpSinkSettings) -> str:

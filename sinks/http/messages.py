@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NDJSON_CONTENT_TYPE = "application/x-ndjson"
 _KEY_LENGTH = 32  # characters: 128 bits
-_SEPARATOR_BYTES = 1  # between the records of a body
+_SEPARATOR_BYTES = 1  # at most, between the records of a body
 
 RecordId: TypeAlias = tuple[str, str]
 """CloudEvents' source and id, which are unique together."""
@@ -41,7 +41,8 @@ class MessageEncoder:
     """Encodes records according to the settings."""
 
     def __init__(self, settings: HttpSinkSettings) -> None:
-        self._encode, self._schema = get_encoding(settings.encoding)
+        self._encode, self._schema, _ = get_encoding(settings.encoding)
+        self._is_otlp = settings.encoding == "otlp"
         self._mode = settings.cloudevents
 
     def encode(self, record: Record) -> Message | None:
@@ -52,7 +53,7 @@ class MessageEncoder:
         headers: Mapping[str, str]
         match self._mode:
             case "none":
-                headers = {"Content-Type": NDJSON_CONTENT_TYPE}
+                headers = {"Content-Type": cloudevents.PROTOBUF_CONTENT_TYPE if self._is_otlp else NDJSON_CONTENT_TYPE}
             case "binary":
                 headers = cloudevents.http_headers(record, self._schema)
             case "structured" | "batched":
@@ -66,7 +67,8 @@ class MessageEncoder:
         headers = dict(messages[0].headers)
         match self._mode:
             case "none":
-                body = b"".join(message.body + b"\n" for message in messages)
+                end = b"" if self._is_otlp else b"\n"  # joined messages of OTLP are one (sinks/otlp.py)
+                body = b"".join(message.body + end for message in messages)
             case "batched":
                 headers["Content-Type"] = cloudevents.HTTP_BATCH_CONTENT_TYPE
                 body = b"[" + b",".join(message.body for message in messages) + b"]"

@@ -5,6 +5,8 @@ Invariants:
 - A record that the receiver has accepted is not sent again because a later one of the same batch failed. If the
   response was lost, the record is sent again, with the same idempotency key if the request has the same records.
 - A rejected record ends a batch, so that the record of its loss comes before later records.
+- With OTLP, a receiver that rejects some records of a request, which it does not name, gets none of them again: the
+  others would arrive twice. All of them count as rejected.
 - Requests go to the configured URL only: redirects are not followed, cookies not stored, proxies of the environment
   not used.
 - Files are read again for each connection, and those with credentials for each batch. After an error, the next request
@@ -27,6 +29,7 @@ from bridge.core.errors import FatalError, RejectedRecordError, TransientError
 from bridge.core.time import SECOND
 from bridge.telemetry.safe_text import one_line
 from config.sinks.common import CLIENT_NAME
+from sinks.cloudevents import PROTOBUF_CONTENT_TYPE
 from sinks.credentials import configured_credentials, redact, resolve_secret, tls_context
 from sinks.http.errors import (
     REJECTED,
@@ -34,6 +37,7 @@ from sinks.http.errors import (
     Response,
     classify,
     describe_connection_error,
+    describe_rejection,
     describe_rejections,
     probe_error,
 )
@@ -48,7 +52,7 @@ if TYPE_CHECKING:
 MAX_REJECTIONS = 10  # consecutive rejected records, above which url or settings are probably not right
 MAX_RETRY_AFTER_SECONDS = 300
 KEEPALIVE_SECONDS = 4.0  # less than those of servers (Node.js, uvicorn: 5 s), which would end it during a request
-_MAX_RESPONSE_BYTES = 64 * 1024  # to read for the next request on a connection
+_MAX_RESPONSE_BYTES = 1024 * 1024  # to read; a response of OTLP may have a reason for each record
 _TEXT_TYPES = re.compile(r"text/plain|application/([a-z.-]+\+)?json")
 _VISIBLE = re.compile("[!-~]+")
 
@@ -122,7 +126,7 @@ class HttpSink:
             current = pending.pop()
             request = self._encoder.build_request(current)
             response = await self._exchange("POST", request, authorization)
-            if response.is_success:
+            if response.is_success and not response.rejected_records:
                 self._accepted.update(message.id for message in current)
                 self._rejections = 0
             elif response.status in REJECTED and len(current) > 1:
@@ -130,18 +134,19 @@ class HttpSink:
                 pending += [current[middle:], current[:middle]]
                 if response.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                     self._max_bytes = min(self._max_bytes, len(request.body) // 2)
-            elif response.status in REJECTED:
-                raise self._rejection(response, current[0])
+            elif response.status in REJECTED or response.is_success:  # of a success, not in halves: a part is accepted
+                raise self._rejection(response, current)
             else:
                 raise classify(response, self._settings)
 
-    def _rejection(self, response: Response, message: Message) -> RejectedRecordError | FatalError:
-        """Return the error for a rejected message; if nothing is accepted, the message is probably not the reason."""
-        self._rejections += 1
+    def _rejection(self, response: Response, messages: Sequence[Message]) -> RejectedRecordError | FatalError:
+        """Return the error for rejected messages; if nothing is accepted, the messages are probably not the reason."""
+        accepted_some = response.is_success and response.rejected_records < len(messages)
+        self._rejections = 0 if accepted_some else self._rejections + 1
         if self._rejections > MAX_REJECTIONS:
             return FatalError(describe_rejections(response, self._settings))
-        text = f"{self._settings.endpoint} rejected the record: {response}"
-        return RejectedRecordError(text, frozenset({message.position}))
+        text = describe_rejection(response, len(messages), self._settings)
+        return RejectedRecordError(text, frozenset(message.position for message in messages))
 
     # --- requests ---
 
@@ -190,11 +195,21 @@ class HttpSink:
             while len(body) < _MAX_RESPONSE_BYTES and (chunk := await response.content.readany()):
                 body += chunk
             location = redact(response.headers.get("Location", "").partition("?")[0], authorization.secrets)
-            is_text = _TEXT_TYPES.fullmatch(response.content_type)
-            text = redact(body.decode(errors="replace"), authorization.secrets) if is_text else ""
+            text, rejected = self._read_body(response.status, response.content_type, body)
+            text = redact(text, authorization.secrets)
             retry_after = response.headers.get("Retry-After", "")
             self._used_at = self._clock.now().monotonic
-            return Response(response.status, one_line(text), one_line(location), retry_after)
+            return Response(response.status, one_line(text), one_line(location), retry_after, rejected)
+
+    def _read_body(self, status: int, content_type: str, body: bytes) -> tuple[str, int]:
+        """Return the text of a response, "" if it has none for humans, and the number of records that it rejects."""
+        if _TEXT_TYPES.fullmatch(content_type):
+            return body.decode(errors="replace"), 0
+        if self._settings.encoding == "otlp" and content_type == PROTOBUF_CONTENT_TYPE:
+            from sinks.http.otlp_responses import read_error, read_success  # noqa: PLC0415 (only if it is configured)
+
+            return read_success(body) if status // 100 == 2 else (read_error(body), 0)  # noqa: PLR2004 (2xx)
+        return "", 0
 
     async def _authorize(self) -> Authorization:
         """Return the credentials; read files again.

@@ -202,16 +202,16 @@ class NatsTarget(ServerTarget):
 
 
 class HttpTarget(ServerTarget):
-    """A path of its own; `mode` is that of CloudEvents."""
+    """A path of its own; `mode` is that of CloudEvents, or `otlp`."""
 
     def __init__(self, receiver: HttpReceiver, mode: str) -> None:
         super().__init__(receiver, receiver.port)
         self._receiver = receiver
-        self._mode = mode
+        self._encoding = {"encoding": "otlp", "cloudevents": "none"} if mode == "otlp" else {"cloudevents": mode}
 
     def settings(self, *, address: str = "", timeout: str = "30s", path: str = "") -> dict[str, Any]:
         url = f"http://{address or self.address}/{path or self._name}"
-        return {"type": "http", "url": url, "cloudevents": self._mode, "timeout": timeout}
+        return {"type": "http", "url": url, "timeout": timeout, **self._encoding}
 
     async def stored(self) -> list[bytes]:
         return self._receiver.stored(self._name)
@@ -232,7 +232,7 @@ def make_target(kind: str, request: pytest.FixtureRequest, directory: Path, stac
             return ExampleTarget(directory)
         case "kafka":
             return KafkaTarget(request.getfixturevalue("kafka"))
-        case "http-binary" | "http-batched":
+        case "http-binary" | "http-batched" | "http-otlp":
             return HttpTarget(request.getfixturevalue("http_receiver"), kind.removeprefix("http-"))
         case _:
             return NatsTarget(request.getfixturevalue("nats"))

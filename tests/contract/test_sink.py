@@ -25,6 +25,7 @@ BOUND = 15.0  # seconds; above the timeouts of the sinks, for a slow machine
 SERVERS = [
     "http-binary",
     "http-batched",
+    "http-otlp",
     *(pytest.param(kind, marks=pytest.mark.integration) for kind in ("kafka", "nats")),
 ]
 KINDS = ["stdout", "file", "example", *SERVERS]

@@ -1,10 +1,13 @@
-"""Fuzz targets for what consumers read: records in topics and files, keys and acknowledgments of brokers."""
+"""Fuzz targets for what consumers read: records in topics and files, keys, acknowledgments and responses."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from types import SimpleNamespace
+
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
 from bridge.cli.commands.tail import RecordFilter
 from bridge.cli.record_format import format_record
@@ -15,12 +18,13 @@ from bridge.core.record_encoder import heartbeat_record, parse_record
 from bridge.core.records import Record
 from bridge.telemetry.safe_text import printable_json
 from sinks import cloudevents
+from sinks.http.otlp_responses import read_error, read_success
 from sinks.kafka import messages as kafka
 from sinks.nats import messages as nats
 from sinks.otlp import encode_otlp
 from sinks.state_table import StateKey
 from tests.fuzz.engine import Target
-from tests.fuzz.mutation import mutate_protobuf, mutate_text
+from tests.fuzz.mutation import Field, encode_fields, mutate_protobuf, mutate_text
 from tests.records import RecordFactory
 from tests.sample_records import control_record, loss_record, record, retirement
 
@@ -170,9 +174,27 @@ def _read_otlp(data: bytes) -> None:
     _check_display(decoded, document)
 
 
+def _otlp_response_samples() -> Sequence[bytes]:
+    partial: list[Field] = [(1, 7), (2, "too \xf6ld".encode())]
+    return [encode_fields([(1, encode_fields(partial))]), encode_fields([(1, 3), (2, b"invalid")]), b""]
+
+
+def _read_otlp_response(data: bytes) -> None:
+    """Compare with OpenTelemetry's own message, which is unreadable if its text is not UTF-8."""
+    text, rejected = read_success(data)
+    text.encode()
+    read_error(data).encode()
+    try:
+        partial = ExportLogsServiceResponse.FromString(data).partial_success
+    except DecodeError:
+        return
+    assert (text, rejected) == (partial.error_message, max(0, partial.rejected_log_records))
+
+
 TARGETS = {
     "topic": Target(_read_topic, _topic_samples, _TOKENS, mutate_text),
     "otlp": Target(_read_otlp, _otlp_samples, _TOKENS, mutate_protobuf),
+    "otlp-responses": Target(_read_otlp_response, _otlp_response_samples, _TOKENS, mutate_protobuf),
     "file": Target(_read_file, _file_samples, _TOKENS),
     "broker-replies": Target(_read_from_broker, _broker_samples, _TOKENS, mutate_text),
 }

@@ -17,6 +17,7 @@ from bridge.core import checkpoint
 from bridge.outbox import chunks
 from config import settings
 from sinks import otlp
+from sinks.http import otlp_responses
 from sinks.nats import messages
 from sinks.protos.logs_pb2 import LogsData
 from tests.fuzz import engine, output
@@ -87,6 +88,7 @@ PLANTED: dict[str, tuple[Any, str, Callable[..., object]]] = {
     "state-directory": (chunks, "_documents", lambda chunk: chunk.documents.split(b"\n")),
     "topic": (dedup, "_first_position", lambda record: (record.lost.epoch, 1) if record.lost else record.position),
     "otlp": (otlp, "decode_bodies", lambda message: [str(LogsData.FromString(message)).encode()]),
+    "otlp-responses": (otlp_responses, "_text", lambda value: value.decode()),
     "file": (files.LineSplitter, "finish", lambda _: []),
     "broker-replies": (messages, "decode_token", lambda token: token.encode().decode("ascii")),
     "proxy-requests": (policy, "_check_allowed", lambda *_: None),

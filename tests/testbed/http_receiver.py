@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 
@@ -57,6 +58,13 @@ def documents(content_type: str, body: bytes) -> list[bytes]:
             return [bytes(msgspec.json.decode(body, type=_Envelope).data)]
         case "application/cloudevents-batch+json":
             return [bytes(envelope.data) for envelope in msgspec.json.decode(body, type=list[_Envelope])]
+        case "application/x-protobuf":
+            return [
+                log.body.string_value.encode()
+                for resource_logs in ExportLogsServiceRequest.FromString(body).resource_logs
+                for scope_logs in resource_logs.scope_logs
+                for log in scope_logs.log_records
+            ]
     raise ValueError(content_type)
 
 

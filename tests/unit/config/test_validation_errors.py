@@ -306,6 +306,8 @@ INVALID_HTTP_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"url": f"ftp://{CANARY}"}, "url"),
     ({"url": ""}, "url"),
     ({"cloudevents": "batch"}, "cloudevents"),
+    ({"encoding": "otlp"}, ""),
+    ({"encoding": "otlp", "cloudevents": "batched"}, ""),
     ({"tls": {"ca_file": "/ca.pem"}}, ""),
     ({"tls": {"enabled": True}}, "tls.enabled"),
     ({"url": "https://h/", "tls": {"key_file": "/k"}}, "tls"),

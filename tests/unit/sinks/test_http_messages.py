@@ -11,6 +11,7 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http
 from cloudevents.core.formats.json import JSONFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from config.sinks.http import HttpSinkSettings
 from sinks.cloudevents import encode_attribute, source_uri
@@ -70,6 +71,18 @@ def test_batch_is_an_array_of_structured_events() -> None:
     assert sent.headers["Content-Type"] == "application/cloudevents-batch+json"
     _, messages = encoded(3, cloudevents="structured")
     assert msgspec.json.decode(sent.body) == [msgspec.json.decode(message.body) for message in messages]
+
+
+def test_otlp_body_is_one_request_with_all_records() -> None:
+    sent = request(3, encoding="otlp", cloudevents="none")
+    assert sent.headers["Content-Type"] == "application/x-protobuf"
+    logs = [
+        log
+        for resource_logs in ExportLogsServiceRequest.FromString(sent.body).resource_logs
+        for scope_logs in resource_logs.scope_logs
+        for log in scope_logs.log_records
+    ]
+    assert [log.body.string_value.encode() for log in logs] == [each.data for each in records(3)]
 
 
 def test_whalewatcher_encoding_leaves_out_control_records() -> None:

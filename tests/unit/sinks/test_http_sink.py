@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsPartialSuccess,
+    ExportLogsServiceResponse,
+)
 
 from bridge.clock import SystemClock
 from bridge.core.containerd_model import Instant
@@ -20,7 +24,9 @@ from bridge.core.records import Record
 from config.sinks.http import HttpSinkSettings
 from sinks.http import sink as http_sink
 from sinks.http.sink import HttpSink
+from sinks.otlp import decode_bodies
 from tests.certificates import Authority
+from tests.fuzz.mutation import encode_fields
 from tests.golden import Golden
 from tests.naming import raises_naming
 from tests.sample_records import EPOCH, control_record, record, records
@@ -371,6 +377,134 @@ async def test_html_of_receiver_is_not_shown(receiver: Receiver) -> None:
         with pytest.raises(TransientError) as caught:
             await sink.publish(records(1))
     assert "<" not in str(caught.value)
+
+
+# --- OpenTelemetry ---
+
+OTLP: dict[str, Any] = {"encoding": "otlp", "cloudevents": "none"}
+PROTOBUF = "application/x-protobuf"
+
+
+def respond_otlp(body: bytes, status: int = 200, content_type: str = PROTOBUF) -> Respond:
+    return lambda *_: web.Response(status=status, body=body, content_type=content_type)
+
+
+def partial_success(rejected: int, message: str = "") -> bytes:
+    partial = ExportLogsPartialSuccess(rejected_log_records=rejected, error_message=message)
+    return ExportLogsServiceResponse(partial_success=partial).SerializeToString()
+
+
+def rpc_status(message: bytes) -> bytes:
+    """Return a `google.rpc.Status` with code INVALID_ARGUMENT."""
+    return encode_fields([(1, 3), (2, message)])
+
+
+def otlp_bodies(receiver: Receiver) -> list[bytes]:
+    return [document for body in receiver.bodies for document in decode_bodies(body)]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", PROTOBUF),
+        (partial_success(0, "attributes were shortened"), PROTOBUF),
+        (partial_success(-1), PROTOBUF),
+        (partial_success(1)[:-1], PROTOBUF),
+        (b"\xffno protobuf", PROTOBUF),
+        (partial_success(1), "text/html"),
+        (b"{}", "application/json"),
+    ],
+)
+async def test_otlp_success_acknowledges(body: bytes, content_type: str, receiver: Receiver) -> None:
+    receiver.respond = respond_otlp(body, content_type=content_type)
+    async with sink_for(receiver.url, **OTLP) as sink:
+        await sink.publish(records(3))
+    assert otlp_bodies(receiver) == documents(records(3))
+    assert [request.content_type for request, _ in receiver.requests] == [PROTOBUF]
+
+
+async def test_otlp_records_of_partial_success_are_rejected(receiver: Receiver, golden: Golden) -> None:
+    """The receiver does not say which it has stored, so none is sent again, not even in halves."""
+
+    def respond(request: web.Request, body: bytes) -> web.StreamResponse:
+        has_fourth = documents(records(1, 4))[0] in decode_bodies(body)
+        return respond_otlp(partial_success(2, "too\nold") if has_fourth else b"")(request, body)
+
+    receiver.respond = respond
+    batch = [each for sequence in range(1, 10) for each in records(1, sequence)]
+    async with sink_for(receiver.url, **OTLP, max_batch_records=3) as sink:
+        with golden.error(
+            "http_sink_errors", "partial success", RejectedRecordError, receiver.url, "2 of 3", URL=receiver.url
+        ) as caught:
+            await sink.publish(batch)
+        assert caught.value.positions == {(EPOCH, sequence) for sequence in (4, 5, 6)}
+        await sink.publish([each for each in batch if each.sequence not in (4, 5, 6)])
+    assert otlp_bodies(receiver) == documents(batch)
+
+
+async def test_otlp_receiver_that_rejects_everything_is_an_error(receiver: Receiver, golden: Golden) -> None:
+    receiver.respond = respond_otlp(partial_success(7, "no tenant"))
+    async with sink_for(receiver.url, **OTLP) as sink:
+        for number in range(http_sink.MAX_REJECTIONS):
+            with raises_naming(RejectedRecordError, receiver.url, "2 of 2"):
+                await sink.publish(records(2, 1 + 2 * number))
+        for _ in range(2):
+            with golden.error("http_sink_errors", "all rejected, OTLP", FatalError, receiver.url, URL=receiver.url):
+                await sink.publish(records(2, 50))
+        receiver.respond = respond_otlp(partial_success(1))
+        for _ in range(http_sink.MAX_REJECTIONS + 1):  # it accepts the other record of each request
+            with golden.error(
+                "http_sink_errors", "partial success without text", RejectedRecordError, "1 of 2", URL=receiver.url
+            ):
+                await sink.publish(records(2, 50))
+
+
+async def test_otlp_receiver_that_rejects_a_request_gets_halves(receiver: Receiver) -> None:
+    rejected = documents(records(1, 17))[0]
+
+    def respond(request: web.Request, body: bytes) -> web.StreamResponse:
+        is_rejected = rejected in decode_bodies(body)
+        return respond_otlp(rpc_status(b"no") if is_rejected else b"", 400 if is_rejected else 200)(request, body)
+
+    receiver.respond = respond
+    batch = [each for sequence in range(1, 65) for each in records(1, sequence)]
+    async with sink_for(receiver.url, **OTLP) as sink:
+        assert await deliver(sink, batch) == [17]
+
+
+@pytest.mark.parametrize("status", [404, 415])
+async def test_otlp_hint_is_the_url(status: int, receiver: Receiver, golden: Golden) -> None:
+    receiver.respond = respond_otlp(rpc_status(b"the reason"), status)
+    async with sink_for(receiver.url, **OTLP) as sink:
+        with golden.error(
+            "http_sink_errors", f"status {status}, OTLP", FatalError, receiver.url, status, URL=receiver.url
+        ):
+            await sink.publish(records(1))
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+async def test_otlp_text_is_cleaned_and_has_no_secret(status: int, receiver: Receiver) -> None:
+    text = f"{SECRET} \x1b[31m\u202e".encode() + b"\xff" + b"x" * 100_000
+    body = encode_fields([(1, encode_fields([(1, 1), (2, text)]))]) if status == 200 else rpc_status(text)
+    receiver.respond = respond_otlp(body, status)
+    async with sink_for(receiver.url, **OTLP, auth={"token": SECRET}) as sink:
+        with pytest.raises((RejectedRecordError, TransientError)) as caught:
+            await sink.publish(records(1))
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "[redacted]" in message
+    assert "xxx" in message
+    assert SECRET not in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize(("encoding", "body"), [("otlp", b"\xff\x00abc"), ("json", rpc_status(b"abc"))])
+async def test_unreadable_protobuf_is_not_shown(encoding: str, body: bytes, receiver: Receiver) -> None:
+    receiver.respond = respond_otlp(body, 400)
+    async with sink_for(receiver.url, encoding=encoding, cloudevents="none") as sink:
+        with raises_naming(RejectedRecordError, receiver.url, "400 Bad Request") as caught:
+            await sink.publish(records(1))
+    assert "abc" not in str(caught.value)
 
 
 # --- credentials ---
