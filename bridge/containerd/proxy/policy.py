@@ -24,7 +24,7 @@ from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
 from bridge.containerd.protos.waits_pb2 import TaskWait, WaitsRequest
 from bridge.core.containerd_model import ContainerKey
 
-_MAX_NAMESPACE_LENGTH = 76  # containerd's limit
+_MAX_NAME_LENGTH = 76  # containerd's limit for namespaces and ids of containers
 _MARKER_TOPIC = re.compile(re.escape(MARKER_TOPIC_PREFIX) + "[A-Za-z0-9]{1,76}/[0-9]{1,18}")
 
 
@@ -123,7 +123,7 @@ def get_namespace(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     if not namespaces:
         return ""
     (name, *more) = namespaces
-    if more or not isinstance(name, str) or len(name) > _MAX_NAMESPACE_LENGTH or not methods.is_valid_namespace(name):
+    if more or not isinstance(name, str) or len(name) > _MAX_NAME_LENGTH or not methods.is_valid_namespace(name):
         raise CallDenied(StatusCode.INVALID_ARGUMENT, "the namespace in the metadata is invalid")
     return name
 
@@ -140,8 +140,8 @@ def parse_waits(raw: bytes) -> Sequence[TaskWait]:
     _check_allowed(request, allowed, "the proxy allows only these fields: number, namespace, container_id")
     for wait in allowed.waits:
         key = ContainerKey(wait.namespace, wait.container_id)
-        if len(wait.namespace) > _MAX_NAMESPACE_LENGTH or not methods.is_valid_key(key):
-            raise CallDenied(StatusCode.INVALID_ARGUMENT, "the namespace of a wait is invalid, or its id is missing")
+        if not methods.is_valid_key(key) or len(key.namespace) > _MAX_NAME_LENGTH or len(key.id) > _MAX_NAME_LENGTH:
+            raise CallDenied(StatusCode.INVALID_ARGUMENT, "the namespace or the id of a wait is invalid")
     return allowed.waits
 
 

@@ -193,6 +193,7 @@ class Relay(grpc.GenericRpcHandler):
                 relaying = tasks.create_task(waits.relay_ends(partial(self._write, context)))
                 async for request in requests:
                     waits.start(request)
+                    await waits.wait_until_read()
                 relaying.cancel()
         finally:
             waits.close()

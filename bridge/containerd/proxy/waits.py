@@ -6,14 +6,14 @@ They are made on one connection to containerd, with a small object for each: gRP
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from bridge.containerd import methods
 from bridge.containerd.http2 import Call, GrpcConnection, Status, StatusCode
 from bridge.containerd.protos.tasks_pb2 import WaitRequest
 from bridge.containerd.protos.waits_pb2 import TaskWait, WaitEnd, WaitsResponse
-from bridge.containerd.proxy import policy
-from bridge.containerd.proxy.policy import CallDenied
+from bridge.containerd.proxy.policy import CallDenied, filter_wait_response, parse_waits
 from bridge.telemetry.safe_text import one_line
 
 MAX_WAITS = 20_000  # at a time, of all clients
@@ -36,8 +36,9 @@ class TaskWaits:
         self._all_pending = all_pending
         self._connection: GrpcConnection | None = None
         self._pending = 0
-        self._ends: list[WaitEnd] = []
+        self._ends: deque[WaitEnd] = deque()  # that the client has not read
         self._arrived = asyncio.Event()
+        self._read = asyncio.Event()
         self._closed = False
 
     def start(self, raw: bytes) -> None:
@@ -46,7 +47,7 @@ class TaskWaits:
         Raises:
             CallDenied: The request cannot be decoded, or has other fields.
         """
-        for wait in policy.parse_waits(raw):
+        for wait in parse_waits(raw):
             if self._all_pending.count < MAX_WAITS:
                 self._count_pending(1)
                 self._call(wait)
@@ -59,9 +60,16 @@ class TaskWaits:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            ends, self._ends = self._ends, []
-            for start in range(0, len(ends), _ENDS_PER_MESSAGE):
-                await write(WaitsResponse(ends=ends[start : start + _ENDS_PER_MESSAGE]).SerializeToString())
+            while self._ends:
+                ends = [self._ends.popleft() for _ in range(min(len(self._ends), _ENDS_PER_MESSAGE))]
+                await write(WaitsResponse(ends=ends).SerializeToString())
+                self._read.set()
+
+    async def wait_until_read(self) -> None:
+        """Wait until the client has read most of the ends, before it may start more waits: ends need memory, too."""
+        while len(self._ends) >= _ENDS_PER_MESSAGE:
+            self._read.clear()
+            await self._read.wait()
 
     def close(self) -> None:
         """End all calls to containerd; idempotent."""
@@ -84,7 +92,7 @@ class TaskWaits:
         self._count_pending(-1)
         if status.code is StatusCode.OK:
             try:
-                response = policy.filter_wait_response(response)
+                response = filter_wait_response(response)
             except CallDenied as error:
                 status, response = Status(error.code, str(error)), None
         self._add_end(number, status, response)

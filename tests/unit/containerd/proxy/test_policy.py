@@ -60,6 +60,7 @@ def test_proxy_allows_waits_for_tasks_only() -> None:
         wire.field(1, wait + wire.field(2, "-")),
         wire.field(1, wait + wire.field(2, "x" * 77)),
         wire.field(1, wait + wire.field(3, "")),
+        wire.field(1, wait + wire.field(3, "x" * 77)),
         wire.field(1, wait)[:-1],
     ]
     for other in others:

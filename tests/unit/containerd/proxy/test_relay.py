@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -13,8 +13,9 @@ from grpc import StatusCode
 
 from bridge.clock import SystemClock
 from bridge.containerd import http2, methods
+from bridge.containerd.protos.waits_pb2 import TaskWait, WaitsRequest
+from bridge.containerd.proxy import policy, waits
 from bridge.containerd.proxy import server as server_module
-from bridge.containerd.proxy import waits
 from bridge.containerd.proxy.policy import POLICIES
 from bridge.containerd.proxy.relay import MAX_SUBSCRIPTIONS, Relay
 from bridge.containerd.proxy.server import create_server
@@ -193,6 +194,31 @@ async def test_relay_limits_calls_that_wait(relay: Relay, tmp_path: Path) -> Non
     assert relay.denied_calls.count == 1
     for each in calls:
         each.close()
+
+
+async def test_client_that_reads_no_ends_cannot_start_more_waits(
+    relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+
+    def parse_waits(raw: bytes) -> Sequence[TaskWait]:
+        parsed.append(raw)
+        return policy.parse_waits(raw)
+
+    monkeypatch.setattr(waits, "MAX_WAITS", 0)  # each wait ends at once
+    monkeypatch.setattr(waits, "parse_waits", parse_waits)
+    request = WaitsRequest(waits=[{"number": 1, "namespace": "a", "container_id": "b"}] * 1_000).SerializeToString()
+    options = [("grpc.http2.bdp_probe", 0)]  # the client reads at most 64 KiB ahead, which is the ends of 2,000 waits
+    async with grpc.aio.insecure_channel(methods.target(f"{tmp_path}/p.sock"), options=options) as channel:
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(methods.WAITS.path)()
+        for _ in range(30):
+            await call.write(request)
+        await asyncio.sleep(2)
+        assert 2 <= len(parsed) <= 6
+        while len(parsed) < 30:
+            await call.read()
+        call.cancel()
+    assert relay.denied_calls.count == 0
 
 
 async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path, golden: Golden) -> None:
