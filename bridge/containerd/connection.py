@@ -23,19 +23,19 @@ _Response = TypeVar("_Response", bound=Message)
 
 
 class Connection:
-    """Connects at the first call, and at the next one after the connection has ended."""
+    """Connects at the first call, and at the next one after the connection has ended, or its peer is shutting down."""
 
     def __init__(self, path: str, clock: Clock) -> None:
         self._path = path
         self._clock = clock
-        self._connection: GrpcConnection | None = None
+        self._connections: list[GrpcConnection] = []  # the last one is used, the peers of the others are shutting down
         self._closed = False
 
     def close(self) -> None:
         """End the connection; calls in flight fail with a TransientError."""
         self._closed = True
-        if self._connection is not None:
-            self._connection.abort()
+        for connection in self._connections:
+            connection.abort()
 
     async def call(self, method: Method[_Response], request: Message, namespace: str, seconds: float) -> _Response:
         """Call a method and return the response.
@@ -79,9 +79,10 @@ class Connection:
     def _get_connection(self, method: Method[_Response]) -> GrpcConnection:
         if self._closed:
             raise self._closed_error(method)
-        if self._connection is None or self._connection.closed:
-            self._connection = GrpcConnection(self._path)
-        return self._connection
+        if not self._connections or not self._connections[-1].accepts_calls:
+            self._connections = [each for each in self._connections if not each.closed]
+            self._connections.append(GrpcConnection(self._path))
+        return self._connections[-1]
 
     def _closed_error(self, method: Method[_Response]) -> TransientError:
         return TransientError(f"containerd at {self._path}: connection closed; could not {method.purpose}")

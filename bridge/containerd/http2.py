@@ -211,13 +211,18 @@ class GrpcProtocol:
         self._send_frame(_WINDOW_UPDATE, payload=_NUMBER.pack(WINDOW_BYTES - _DEFAULT_WINDOW_BYTES))
 
     @property
+    def accepts_calls(self) -> bool:
+        """Whether calls can be started."""
+        return self.ended is None and not self._draining
+
+    @property
     def open_calls(self) -> int:
         """The number of calls that have not ended."""
         return len(self._calls) + len(self._queue)
 
     def start(self, call: Call, method: str, message: bytes, metadata: Metadata = (), *, ends: bool = True) -> None:
         """Start a call as soon as the peer allows another one. ``ends``: it has only this request message."""
-        if self.ended is not None or self._draining:
+        if not self.accepts_calls:
             call.end(self.ended or _SHUTTING_DOWN)
             return
         self._queue.append(_Request(call, method, message, metadata, ends))
@@ -534,6 +539,11 @@ class GrpcConnection:
     def closed(self) -> bool:
         """Whether the connection has ended, with all of its calls."""
         return self._socket is None
+
+    @property
+    def accepts_calls(self) -> bool:
+        """Whether calls can be started; if the peer is shutting down, it only completes the open ones."""
+        return self._protocol.accepts_calls
 
     @property
     def open_calls(self) -> int:

@@ -19,6 +19,7 @@ from bridge.containerd.connection import Connection
 from bridge.containerd.http2 import StatusCode
 from bridge.containerd.methods import VERSION
 from bridge.containerd.protos import cri_pb2, health_pb2
+from bridge.containerd.protos.version_pb2 import VersionResponse
 from bridge.core.containerd_model import ContainerKey, Image, RecordedExit, TaskStatus
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
 from bridge.core.label_rules import LabelRules
@@ -27,6 +28,7 @@ from tests.golden import Golden
 from tests.simulator.containerd import MAX_MESSAGE_BYTES, SimulatedContainerd
 from tests.simulator.faults import ALL
 from tests.simulator.state import SimulatedRpcError
+from tests.unit.containerd.http2_peer import Peer, goaway, messages, response_headers, settings, trailers
 
 pytestmark = pytest.mark.real_time
 
@@ -239,6 +241,30 @@ class TestFailures:
         connection.close()
         with golden.error("containerd_errors", "call after close", TransientError, containerd.address):
             await connection.call(VERSION, Empty(), "", 1)
+
+    async def test_calls_connect_again_while_peer_completes_others(self, tmp_path: Path) -> None:
+        old = Peer(tmp_path / "c.sock")
+        connection = Connection(old.path, SystemClock())
+        calls = [asyncio.create_task(connection.call(VERSION, Empty(), "", 30)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        old.accept()
+        await old.send(settings() + goaway(3))
+        os.unlink(old.path)
+        new = Peer(tmp_path / "c.sock")
+        await asyncio.sleep(0.1)
+        calls.append(asyncio.create_task(connection.call(VERSION, Empty(), "", 30)))
+        await asyncio.sleep(0.1)
+        assert not calls[2].done()
+        new.accept()
+        for peer, version in ((new, "new"), (old, "old")):
+            response = VersionResponse(version=version).SerializeToString()
+            await peer.send(settings() + response_headers() + messages(response) + trailers())
+        assert [(await call).version for call in (calls[2], calls[0])] == ["new", "old"]
+        connection.close()
+        with pytest.raises(TransientError):
+            await calls[1]
+        for peer in (old, new):
+            peer.close()
 
     async def test_call_is_cancelable(self, containerd: SimulatedContainerd, client: ContainerdClient) -> None:
         containerd.faults.hang()
