@@ -238,6 +238,7 @@ class GrpcProtocol:
         if self._calls.get(call.stream_id) is call:
             self._send_frame(_RST_STREAM, 0, call.stream_id, _NUMBER.pack(_ErrorCode.CANCEL))
             self._end_call(call, _CANCELED)
+            self._advance()
         elif waiting := [request for request in self._queue if request.call is call]:
             self._queue.remove(waiting[0])
             call.end(_CANCELED)

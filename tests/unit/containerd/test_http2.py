@@ -193,6 +193,20 @@ class TestRequests:
         assert [each.stream for each in sent_frames(protocol, HEADERS)] == [5, 7]
         assert [call.code for call in calls] == [StatusCode.OK, StatusCode.OK, None, None]
 
+    def test_canceled_call_is_reset_and_makes_room_for_waiting_one(self) -> None:
+        protocol, (first, second, third) = started(3, first=settings(max_concurrent_streams=1))
+        protocol.data_to_send()
+        protocol.cancel(second)
+        protocol.cancel(first)
+        reset_, headers = (each for each in sent_frames(protocol) if each.type != DATA)
+        assert (reset_.type, reset_.stream, reset_.payload) == (RST_STREAM, 1, bytes([0, 0, 0, 8]))
+        assert (headers.type, headers.stream) == (HEADERS, 3)
+        assert [call.code for call in (first, second, third)] == [StatusCode.CANCELLED] * 2 + [None]
+        protocol.receive(response_headers(1) + messages(b"late", stream=1) + trailers(1) + trailers_only(3))
+        assert (first.messages, third.statuses) == ([], [OK])
+        protocol.cancel(third)
+        assert (protocol.data_to_send(), protocol.open_calls) == (b"", 0)
+
     def test_calls_after_first_wait_for_settings(self) -> None:
         protocol, _ = started(10, first=b"")
         assert len(sent_frames(protocol, HEADERS)) == 1
@@ -406,6 +420,13 @@ class TestStatuses:
         assert protocol.ended is None
         protocol.receive(messages(b"b") + goaway(1) + trailers())
         assert (accepted.messages, accepted.statuses) == ([b"a", b"b"], [OK])
+        assert protocol.ended is not None
+
+    def test_connection_ends_when_last_call_is_canceled_after_goaway(self) -> None:
+        protocol, (call,) = started(1)
+        protocol.receive(goaway(1))
+        assert (protocol.accepts_calls, protocol.ended) == (False, None)
+        protocol.cancel(call)
         assert protocol.ended is not None
 
     def test_goaway_ends_waiting_calls(self) -> None:
