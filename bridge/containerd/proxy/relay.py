@@ -3,8 +3,8 @@
 Each call is relayed in one of three ways:
 - Small responses are relayed as they arrive.
 - Large responses are relayed as a stream, even if there is only one (the wire format is the same). The number of such
-  calls is limited, each message waits until the client has room for it, and a client that reads nothing for a while is
-  disconnected, because containerd keeps a database transaction open while it lists.
+  calls is limited, each message waits until the client has room for it, and a client that reads nothing for a while
+  loses its call, because containerd keeps a database transaction open while it lists.
 - Events are read immediately into the bounded queue of a ``RawEventStream``, because containerd's queue for a slow
   subscriber is unbounded. A client that is too slow loses its stream.
 """
@@ -37,8 +37,11 @@ from bridge.telemetry.safe_text import one_line, printable
 
 MAX_SUBSCRIPTIONS = 8  # at a time, and as many calls of Waits.Wait; the bridge has one of each, and briefly two
 SUBSCRIBER_BUFFER_BYTES = 16 * 1024 * 1024  # of unread events, for each subscription
+# At a time, of lists, subscriptions and calls of Waits.Wait. A call whose client reads nothing ends after a while, but
+# gRPC keeps its last message, of up to 16 MiB, until the client disconnects: it has no way to drop that.
+MAX_STREAMING_CALLS = 32
 MAX_LARGE_CALLS = 4  # at a time, others wait; each holds up to 16 MiB from containerd and its filtered copy
-WRITE_TIMEOUT_SECONDS = 30.0  # until a client that reads nothing is disconnected
+WRITE_TIMEOUT_SECONDS = 30.0  # until a client that reads nothing loses its call
 MARKERS_PER_SECOND = 20.0
 MARKER_BURST = 100
 _PROBE_SECONDS = 2.0
@@ -62,7 +65,7 @@ class Relay(grpc.GenericRpcHandler):
         self._channel = grpc.aio.insecure_channel(methods.target(path), options=methods.channel_options())
         self._marker_bucket = TokenBucket(clock, per_second=MARKERS_PER_SECOND, burst=MARKER_BURST)
         self._large_calls = asyncio.Semaphore(MAX_LARGE_CALLS)
-        self._subscribers = self._waiting_clients = 0
+        self._streaming_calls = self._subscribers = self._waiting_clients = 0
         self._pending_waits = PendingWaits()
         self._handlers = {each.method.path: self._policy_handler(each) for each in policy.POLICIES}
         self._handlers[methods.SUBSCRIBE.path] = self._streaming_handler(methods.SUBSCRIBE.path, self._subscribe)
@@ -93,15 +96,31 @@ class Relay(grpc.GenericRpcHandler):
 
     def _streaming_handler(self, method: str, behavior: _Behavior[bytes, None]) -> _Handler:
         async def handle(raw: bytes, context: _Context) -> None:
-            await self._run_guarded(method, behavior, raw, context)
+            await self._run_streaming(method, behavior, raw, context)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
     def _waits_handler(self) -> _Handler:
         async def handle(requests: AsyncIterator[bytes], context: _Context) -> None:
-            await self._run_guarded(methods.WAITS.path, self._wait, requests, context)
+            await self._run_streaming(methods.WAITS.path, self._wait, requests, context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _run_streaming(
+        self, method: str, behavior: _Behavior[_Request, None], request: _Request, context: _Context
+    ) -> None:
+        """Relay a call with messages of any size; it counts until gRPC has sent all of them, and the status."""
+        self._streaming_calls += 1
+        try:
+            if self._streaming_calls > MAX_STREAMING_CALLS:
+                behavior = self._deny_streaming
+            await self._run_guarded(method, behavior, request, context)
+        finally:
+            self._streaming_calls -= 1
+
+    async def _deny_streaming(self, _: object, __: _Context) -> None:
+        text = f"{MAX_STREAMING_CALLS} lists, subscriptions and waits are open already, or their clients read nothing"
+        raise CallDenied(StatusCode.RESOURCE_EXHAUSTED, text)
 
     async def _run_guarded(
         self, method: str, behavior: _Behavior[_Request, _Result], request: _Request, context: _Context

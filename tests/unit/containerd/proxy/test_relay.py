@@ -15,6 +15,7 @@ from bridge.clock import SystemClock
 from bridge.containerd import http2, methods
 from bridge.containerd.protos.waits_pb2 import TaskWait, WaitsRequest
 from bridge.containerd.proxy import policy, waits
+from bridge.containerd.proxy import relay as relay_module
 from bridge.containerd.proxy import server as server_module
 from bridge.containerd.proxy.policy import POLICIES
 from bridge.containerd.proxy.relay import MAX_SUBSCRIPTIONS, Relay
@@ -215,10 +216,36 @@ async def test_client_that_reads_no_ends_cannot_start_more_waits(
             await call.write(request)
         await asyncio.sleep(2)
         assert 2 <= len(parsed) <= 6
-        while len(parsed) < 30:
+        while len(parsed) < 12:
             await call.read()
         call.cancel()
     assert relay.denied_calls.count == 0
+
+
+async def test_calls_whose_client_reads_nothing_are_limited(
+    relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC keeps the message of such a call even when the relay has ended it."""
+    monkeypatch.setattr(waits, "MAX_WAITS", 0)
+    monkeypatch.setattr(relay_module, "WRITE_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(relay_module, "MAX_STREAMING_CALLS", 2)
+    request = WaitsRequest(waits=[{"number": 1, "namespace": "a", "container_id": "b"}] * 1_000).SerializeToString()
+    options = [("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(methods.target(f"{tmp_path}/p.sock"), options=options) as channel:
+        stalled: list[grpc.aio.StreamStreamCall[bytes, bytes]] = []
+        for _ in range(2):
+            stalled.append(channel.stream_stream(methods.WAITS.path)())
+            for _ in range(6):
+                await stalled[-1].write(request)
+        await eventually_async(lambda: relay.denied_calls.count == 2)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(channel, methods.TASKS.path)(b"")
+        assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        await method(channel, methods.VERSION.path)(b"")
+        for call in stalled:
+            call.cancel()
+        await eventually_async(lambda: relay._streaming_calls == 0)
+        await method(channel, methods.TASKS.path)(b"")
 
 
 async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path, golden: Golden) -> None:
