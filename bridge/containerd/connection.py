@@ -52,7 +52,10 @@ class Connection:
     async def stream(
         self, method: Method[_Response], request: Message, namespace: str, seconds: float
     ) -> AsyncIterator[_Response]:
-        """Yield the responses of a streaming method; ``seconds``, for all of them, and errors as in ``call``."""
+        """Yield the responses of a streaming method; ``seconds``, for all of them, and errors as in ``call``.
+
+        They are received even if they are not taken: a caller that waits between them needs the memory for all.
+        """
         connection, call = self._get_connection(method), _PendingCall()
         deadline = self._clock.now().monotonic + round(seconds * SECOND)
         metadata = ((NAMESPACE_HEADER, namespace),) if namespace else ()

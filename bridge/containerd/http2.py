@@ -1,4 +1,4 @@
-"""gRPC calls over HTTP/2 on a unix socket, for the event stream and for calls that wait for exits.
+"""gRPC calls over HTTP/2 on a unix socket.
 
 gRPC's library drops messages that it has received as soon as the connection ends, and each pending call costs it some
 30 KiB. Here, everything that the socket holds is passed on before a call ends, and a call is one small object.

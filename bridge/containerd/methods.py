@@ -1,4 +1,4 @@
-"""containerd's and the proxy's gRPC methods that whalebridge calls, and the options of the channels to containerd."""
+"""containerd's and the proxy's gRPC methods that whalebridge calls, and the options of the proxy's channel."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def target(path: str) -> str:
 
 
 def channel_options() -> list[tuple[str, int | str]]:
-    """Return the options of every channel.
+    """Return the options of gRPC's channels.
 
     Each channel has its own connection and reconnects within a second when containerd is back. Keepalive pings stay
     off: containerd closes connections that ping more often than every five minutes, and markers verify more.

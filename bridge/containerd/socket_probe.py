@@ -1,7 +1,7 @@
-"""containerd's address, and a probe of its socket before gRPC connects.
+"""containerd's address, and a probe of its socket before calls are made.
 
-gRPC reports "failed to connect" for a socket that is missing, not accessible, not a socket, or another program's, but
-each of these needs a different fix. The probe therefore connects without gRPC, and also finds the peer's process id.
+Calls fail alike if a socket is missing, not accessible, not a socket, or another program's, but each of these needs a
+different fix. The probe therefore makes a connection of its own, and also finds the peer's process id.
 """
 
 from __future__ import annotations

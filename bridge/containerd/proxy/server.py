@@ -21,7 +21,7 @@ from bridge.core.ports import Clock
 from bridge.task_groups import task_group
 
 MAX_CALLS = 2_500  # at a time, for all clients
-MAX_CONNECTION_CALLS = 2_000  # on one connection: more calls that wait for exits wait in the bridge, and leave room
+MAX_CONNECTION_CALLS = 2_000  # on one connection: more calls wait in the client, and leave room
 MAX_CONNECTIONS = 64
 MAX_REQUEST_BYTES = 16 * 1024  # containerd's ids and each component of a topic have at most 76 characters
 STOP_TIMEOUT_SECONDS = 1.0
