@@ -86,7 +86,7 @@ def test_retired_source_is_removed_until_its_node_comes_back(target: Target) -> 
     target.publish([heartbeat_record(alive[-1], time.time_ns(), 1, 60.0)])
     retire = ("retire", "--sink", "main", "--config", target.config)
 
-    assert_one_line(whalebridge(*retire, "node-9"), 1, "no source node-9")
+    assert_one_line(whalebridge(*retire, "node-9"), 1, "node-9")
     assert_one_line(whalebridge(*retire, "node-2"), 1, f"node-2/{ENGINE.id}, last seen at 2", "it may be alive")
     process = whalebridge(*retire, "node-1", "--dry-run")
     assert (process.returncode, process.stdout) == (
