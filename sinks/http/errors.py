@@ -6,6 +6,7 @@ and secrets are removed from it.
 
 from __future__ import annotations
 
+import re
 import socket
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
@@ -35,6 +36,7 @@ _BUSY = frozenset(
 RETRY_LATER = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Statuses whose header Retry-After counts."""
 _UNAVAILABLE = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
+_QUOTATION = re.compile(r"""[:\s]*(?<!\w)b?["'].*""", re.DOTALL)  # but not the apostrophe in "can't"
 _HINTS = {
     HTTPStatus.NOT_FOUND: "check the path of url",
     HTTPStatus.GONE: "check the path of url",
@@ -135,7 +137,7 @@ def describe_connection_error(error: BaseException, settings: HttpSinkSettings) 
         case _ if tls_error := find_tls_error(cause):
             text = describe_tls_error(tls_error, settings.tls)
         case TimeoutError():
-            text = f"no response within {settings.timeout.total_seconds():g} s"
+            text = f"no complete response within {settings.timeout.total_seconds():g} s"
         case _ if isinstance(cause, aiohttp.ServerDisconnectedError | ConnectionResetError | BrokenPipeError):
             text = f"connection closed by the receiver{_missing_tls(settings)}"
         case aiohttp.ClientConnectorDNSError():
@@ -146,10 +148,14 @@ def describe_connection_error(error: BaseException, settings: HttpSinkSettings) 
             text = "connection refused (no listener at this address)"
         case OSError():
             text = one_line(error.strerror or error)
-        case _:
-            # Of other errors, the text may contain the URL with its query.
-            reason = error.message if isinstance(error, aiohttp.ClientResponseError) else type(error).__name__
+        case aiohttp.ClientPayloadError():
+            text = "response is cut off, or its body is invalid"
+        case aiohttp.ClientResponseError():
+            # aiohttp quotes what it cannot parse, which may repeat the request: its query, and the credentials.
+            reason = _QUOTATION.sub("", error.message)
             text = f"invalid response ({one_line(reason)}); check whether the port is that of an HTTP server"
+        case _:
+            text = f"invalid response ({type(error).__name__}); check whether the port is that of an HTTP server"
     return f"{settings.endpoint}: {text}"
 
 

@@ -659,6 +659,32 @@ async def test_invalid_response_is_transient(case: str, response: bytes, golden:
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "response",
+    [b"%s", b"HTTP/1.1 401 X\r\nX: %s\0\r\n\r\n", b"HTTP/1.1 401 " + b"%s" * 200],
+)
+async def test_invalid_response_is_not_quoted(response: bytes) -> None:
+    """A server of another protocol, or one for debugging, may send the request back."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(response.replace(b"%s", head if response == b"%s" else head.replace(b"\r\n", b" ")))
+        writer.close()
+        await writer.wait_closed()
+
+    port = free_port()
+    url = f"http://{HOST}:{port}/events"
+    async with (
+        await asyncio.start_server(serve, HOST, port),
+        sink_for(f"{url}?key={SECRET}", auth={"user": "bridge", "password": SECRET}) as sink,
+    ):
+        for attempt in (sink.start, lambda: sink.publish(records(1))):
+            with raises_naming(TransientError, url, "invalid response") as caught:
+                await attempt()
+            assert SECRET not in str(caught.value)
+            assert base64.b64encode(f"bridge:{SECRET}".encode())[:20].decode() not in str(caught.value)
+
+
 async def test_silent_receiver_is_left_after_timeout() -> None:
     async with responding(None) as port, sink_for(f"http://{HOST}:{port}/", timeout="1s") as sink:
         with raises_naming(TransientError, f"{HOST}:{port}", "1 s"):
