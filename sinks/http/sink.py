@@ -7,6 +7,7 @@ Invariants:
 - A rejected record ends a batch, so that the record of its loss comes before later records.
 - With OTLP, a receiver that rejects some records of a request, which it does not name, gets none of them again: the
   others would arrive twice. All of them count as rejected.
+- A response that no request has caused acknowledges nothing.
 - Requests go to the configured URL only: redirects are not followed, cookies not stored, proxies of the environment
   not used.
 - Files are read again for each connection, and those with credentials for each batch. After an error, the next request
@@ -62,6 +63,15 @@ class Authorization(NamedTuple):
 
     headers: dict[str, str]
     secrets: tuple[str, ...]
+
+
+class _Request(aiohttp.ClientRequest):
+    """A request whose response is the first that arrives after it (RFC 9112, section 9.2)."""
+
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        if conn.protocol is None or conn.protocol.should_close:  # aiohttp would return what has arrived before
+            raise aiohttp.ClientResponseError(self.request_info, (), message="a response without a request")
+        return await super().send(conn)
 
 
 class HttpSink:
@@ -185,6 +195,7 @@ class HttpSink:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the clock's counts
                 headers={"User-Agent": settings.user_agent or CLIENT_NAME} | settings.headers,
+                request_class=_Request,
             )
         data = io.BytesIO(request.body) if request.body else None  # of bytes, aiohttp sends all at once
         headers = request.headers | authorization.headers

@@ -666,11 +666,14 @@ async def test_invalid_response_is_transient(case: str, response: bytes, golden:
 async def test_invalid_response_is_not_quoted(response: bytes) -> None:
     """A server of another protocol, or one for debugging, may send the request back."""
 
+    ended = asyncio.Semaphore(0)
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         writer.write(response.replace(b"%s", head if response == b"%s" else head.replace(b"\r\n", b" ")))
         writer.close()
         await writer.wait_closed()
+        ended.release()
 
     port = free_port()
     url = f"http://{HOST}:{port}/events"
@@ -681,8 +684,35 @@ async def test_invalid_response_is_not_quoted(response: bytes) -> None:
         for attempt in (sink.start, lambda: sink.publish(records(1))):
             with raises_naming(TransientError, url, "invalid response") as caught:
                 await attempt()
+            await ended.acquire()
             assert SECRET not in str(caught.value)
             assert base64.b64encode(f"bridge:{SECRET}".encode())[:20].decode() not in str(caught.value)
+
+
+async def test_response_before_request_acknowledges_nothing() -> None:
+    sent_twice, ended = asyncio.Event(), asyncio.Semaphore(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(records(1)[0].data)
+        for _ in range(2):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            await asyncio.sleep(0.1)  # the second response arrives when the connection is idle
+        sent_twice.set()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        ended.release()
+
+    port = free_port()
+    async with await asyncio.start_server(serve, HOST, port), sink_for(f"http://{HOST}:{port}/") as sink:
+        await sink.publish(records(1))
+        await sent_twice.wait()
+        with raises_naming(TransientError, f"{HOST}:{port}", "a response without a request"):
+            await sink.publish(records(1))
+        await sink.publish(records(1))  # over a new connection
+        await sink.close()
+        for _ in range(2):
+            await ended.acquire()
 
 
 async def test_silent_receiver_is_left_after_timeout() -> None:
