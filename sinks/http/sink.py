@@ -82,6 +82,7 @@ class HttpSink:
         self._clock = clock
         self._encoder = MessageEncoder(settings)
         self._url = yarl.URL(settings.url, encoded=True)
+        self._query = (self._url.raw_query_string, self._url.query_string, *self._url.query.values())  # has keys
         self._session: aiohttp.ClientSession | None = None  # has one connection, and the files for it
         self._used_at = 0
         self._token_command = TokenCommand(command, clock) if (command := settings.auth.token_command) else None
@@ -197,6 +198,7 @@ class HttpSink:
                 headers={"User-Agent": settings.user_agent or CLIENT_NAME} | settings.headers,
                 request_class=_Request,
             )
+        secrets = (*authorization.secrets, *self._query)
         data = io.BytesIO(request.body) if request.body else None  # of bytes, aiohttp sends all at once
         headers = request.headers | authorization.headers
         async with self._session.request(
@@ -205,9 +207,9 @@ class HttpSink:
             body = b""
             while len(body) < _MAX_RESPONSE_BYTES and (chunk := await response.content.readany()):
                 body += chunk
-            location = redact(response.headers.get("Location", "").partition("?")[0], authorization.secrets)
+            location = redact(re.split("[?#]", response.headers.get("Location", ""))[0], secrets)
             text, rejected = self._read_body(response.status, response.content_type, body)
-            text = redact(text, authorization.secrets)
+            text = redact(text, secrets)
             retry_after = response.headers.get("Retry-After", "")
             self._used_at = self._clock.now().monotonic
             return Response(response.status, one_line(text), one_line(location), retry_after, rejected)
