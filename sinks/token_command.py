@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from bridge.core.errors import TransientError
 from bridge.core.time import SECOND
+from bridge.task_groups import task_group
 from sinks.credentials import redact
 
 if TYPE_CHECKING:
@@ -109,13 +110,13 @@ async def run_token_command(command: Sequence[str], clock: Clock) -> str:
     ended = False
     try:
         async with clock.timeout(TIME_LIMIT_SECONDS):
-            output, errors = await _read(process.stdout), await _read(process.stderr)
+            async with task_group() as tasks:  # both at once: a command that cannot write one of them does not end
+                reading = [tasks.create_task(_read(stream, name)) for stream in (process.stdout, process.stderr)]
+            output, errors = (each.result() for each in reading)
             status = await process.wait()
         ended = True
     except TimeoutError:
         raise TransientError(f"{name} did not end within {TIME_LIMIT_SECONDS:g} s") from None
-    except _OutputTooLongError:
-        raise TransientError(f"{name} wrote more than {MAX_OUTPUT_BYTES} bytes") from None
     finally:
         if not ended:
             await _end(process, clock)
@@ -128,16 +129,12 @@ async def run_token_command(command: Sequence[str], clock: Clock) -> str:
     return token
 
 
-class _OutputTooLongError(Exception):
-    pass
-
-
-async def _read(stream: asyncio.StreamReader | None) -> bytes:
+async def _read(stream: asyncio.StreamReader | None, name: str) -> bytes:
     data = b""
     while stream and (chunk := await stream.read(MAX_OUTPUT_BYTES)):
         data += chunk
         if len(data) > MAX_OUTPUT_BYTES:
-            raise _OutputTooLongError
+            raise TransientError(f"{name} wrote more than {MAX_OUTPUT_BYTES} bytes")
     return data
 
 
