@@ -320,10 +320,12 @@ def test_chart_network_policy_allows_dns_and_broker_ports() -> None:
         "http": {"type": "http", "url": "http://d.example.net?key=a:1"},
         "https": "https://[2001:db8::1]/path:2",
         "http-port": "http://e.example.net:8080/path",
+        "uppercase": "HTTP://f.example.net:8081",
+        "leading-zero": "Nats://g.example.net:04666/s",
         "stdout": {"type": "stdout"},
     }
     manifests = render({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
-    assert ports(manifests) == [{53, 1053, 8053}, {80, 443, 4333, 4555, 8080, 9092, 9093, 9999}]
+    assert ports(manifests) == [{53, 1053, 8053}, {80, 443, 4333, 4555, 4666, 8080, 8081, 9092, 9093, 9999}]
     assert ports(render()) == [{53, 1053, 8053}]
 
 
@@ -336,6 +338,22 @@ CILIUM: dict[str, Any] = {
     "networkPolicy": {"flavor": "cilium"},
     "config": {"sinks": {"nats": "nats://b.example.net:4333,192.0.2.1/s", "other": "nats://[2001:db8::1]/s"}},
 }
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "port"),
+    [
+        ("https://c.example.net/path", "c.example.net", "443"),
+        ("HTTP://C.example.net?x=y:1", "c.example.net", "80"),
+        ("https://c.example.net:/path", "c.example.net", "443"),
+        ("https://c.example.net:08443/path", "c.example.net", "8443"),
+    ],
+)
+def test_chart_cilium_policy_allows_http_receiver(url: str, name: str, port: str) -> None:
+    manifests = render(CILIUM | {"config": {"sinks": {"http": url}}})
+    _, by_name = find_one(manifests, "CiliumNetworkPolicy")["spec"]["egress"]
+    assert by_name["toFQDNs"] == [{"matchName": name}]
+    assert by_name["toPorts"] == [{"ports": [{"port": port, "protocol": "TCP"}]}]
 
 
 def test_chart_cilium_policy_allows_brokers_by_name() -> None:

@@ -295,11 +295,11 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- range .Values.config.sinks }}
 {{- $defaultPort := "" }}
 {{- $servers := list }}
-{{- $url := ternary . "" (kindIs "string" .) }}
+{{- $url := ternary . "" (kindIs "string" .) | lower | trim }}
 {{- if kindIs "string" . }}
-{{- if regexMatch "^(kafkas?|nats|tls)://" . }}
-{{- $defaultPort = ternary "9092" "4222" (hasPrefix "kafka" .) }}
-{{- $servers = regexReplaceAll "^[a-z]+://([^/]*).*$" . "${1}" | splitList "," }}
+{{- if regexMatch "^(kafkas?|nats|tls)://" $url }}
+{{- $defaultPort = ternary "9092" "4222" (hasPrefix "kafka" $url) }}
+{{- $servers = regexReplaceAll "^[a-z]+://([^/]*).*$" $url "${1}" | splitList "," }}
 {{- end }}
 {{- else if eq .type "http" }}
 {{- $url = .url }}
@@ -313,7 +313,8 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 {{- $servers = regexReplaceAll "^[a-z]+://([^/?]*).*$" $url "${1}" | list }}
 {{- end }}
 {{- range $servers }}
-{{- $brokers = append $brokers (regexMatch ":[0-9]+$" . | ternary . (printf "%s:%s" . $defaultPort)) }}
+{{- $server := regexReplaceAll ":0*([0-9]*)$" . ":${1}" | trimSuffix ":" }}
+{{- $brokers = append $brokers (regexMatch ":[0-9]+$" $server | ternary $server (printf "%s:%s" $server $defaultPort)) }}
 {{- end }}
 {{- end }}
 {{- join "\n" $brokers }}
