@@ -168,11 +168,12 @@ def _wants_heartbeats(settings: Settings, sink: SinkSettings) -> bool:
 
 
 def _attempt_timeout(settings: SinkSettings) -> float | None:
-    """Return the seconds until an attempt is abandoned: longer than the sink's own timeout, whose errors are clearer.
+    """Return the seconds until an attempt is abandoned: longer than the sink's own timeouts, whose errors are clearer.
 
     None for standard output, because its reader may pause indefinitely.
     """
     if isinstance(settings, StdoutSettings):
         return None
     timeout = settings.attempt_timeout
-    return ATTEMPT_TIMEOUT_MARGIN if timeout is None else timeout.total_seconds() + ATTEMPT_TIMEOUT_MARGIN
+    seconds = 0.0 if timeout is None else timeout.total_seconds() * settings.batch_requests
+    return seconds + ATTEMPT_TIMEOUT_MARGIN

@@ -48,6 +48,11 @@ class BaseSinkSettings(SettingsModel):
         value: timedelta | None = getattr(self, self.timeout_setting, None)
         return value
 
+    @property
+    def batch_requests(self) -> int:
+        """The maximum number of requests, each with its own timeout, in one call of ``publish``."""
+        return 1
+
     def limit_timeout(self, maximum: timedelta) -> Self:
         """Return these settings with an attempt timeout of at most ``maximum``."""
         if self.attempt_timeout is None:

@@ -148,6 +148,11 @@ class HttpSinkSettings(RemoteSinkSettings):
         return self.cloudevents in ("binary", "structured")
 
     @property
+    def batch_requests(self) -> int:
+        """Return one per record: with batches, a rejected one is sent in parts."""
+        return self.max_batch_records
+
+    @property
     def endpoint(self) -> str:
         """The URL without its query, for messages: receivers may expect keys in queries."""
         return self.url.partition("?")[0]

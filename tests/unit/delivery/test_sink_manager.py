@@ -15,6 +15,7 @@ import pytest
 from bridge.clock import SystemClock
 from bridge.core.errors import DisconnectedError, FatalError
 from bridge.core.records import Record, Watermark
+from bridge.delivery import sink_manager
 from bridge.delivery.heartbeats import HeartbeatFactory
 from bridge.delivery.sink_manager import SinkManager
 from bridge.outbox.outbox import StoredOutbox
@@ -25,6 +26,7 @@ from sinks import factory
 from tests.eventually import eventually_async
 from tests.outboxes import open_outbox
 from tests.records import RecordFactory
+from tests.testbed.server import HOST, free_port
 
 pytestmark = pytest.mark.real_time
 
@@ -258,3 +260,36 @@ async def test_sink_setting_limits_records_of_a_batch(tmp_path: Path, monkeypatc
         await manager.drain(60)
         await manager.close()
     assert sizes == {"first": [2, 2, 1], "second": [5]}
+
+
+async def test_batch_of_many_slow_requests_is_not_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink_manager, "ATTEMPT_TIMEOUT_MARGIN", 0.2)
+    received, ended = list[bytes](), asyncio.Event()
+
+    async def respond_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):  # at the end
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                if head.startswith(b"POST"):
+                    length = head.partition(b"Content-Length: ")[2].split()[0]
+                    received.append(await reader.readexactly(int(length)))
+                    await asyncio.sleep(0.4)
+                writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    port = free_port()
+    initial = load({"sinks": {"main": {"type": "http", "url": f"http://{HOST}:{port}/", "timeout": "1s"}}})
+    async with await asyncio.start_server(respond_slowly, HOST, port), open_outbox(None, "main") as outbox:
+        published = RecordFactory().started_records(5)
+        await outbox.append(published)
+        manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
+        async with task_group() as tasks:
+            manager.start(tasks, initial, factory.create_sinks(initial, SystemClock()))
+            (pump,) = manager.pumps
+            await eventually_async(lambda: not pump.backlog)
+            await manager.drain(1)
+        await manager.close()
+        await ended.wait()
+    assert received == [each.data for each in published]
+    assert pump.failures == 0
