@@ -73,7 +73,7 @@ bench: setup testbed ## measure CPU, latency, memory and start, also of `ctr eve
 	@$(BIN)/python -m tests.bench $(ARGS)
 
 .PHONY: bench-docs
-bench-docs: .venv/bench testbed ## measure all five times (two hours), and write the results in docs/performance.md
+bench-docs: .venv/bench testbed ## measure all five times (80 minutes), and write the results in docs/performance.md
 	@$(BIN)/python -m tests.bench --rounds 5 --json build/bench.json --plot docs/performance.png --docs $(ARGS)
 
 .PHONY: screenshots
