@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
-from typing import TypeAlias
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -22,6 +22,8 @@ from bridge.containerd.rpc_errors import from_status, unreadable_response
 from bridge.core.containerd_model import ContainerKey, ExitStatus
 from bridge.core.errors import BridgeError
 
+_Wait = TypeVar("_Wait")
+_Wait_contra = TypeVar("_Wait_contra", contravariant=True)
 OnEnd: TypeAlias = Callable[[ExitStatus | BridgeError | None], None]
 
 # Results are only needed if exit events are lost: collecting them saves one wake-up for each exit.
@@ -54,8 +56,7 @@ class ContainerdWaitCalls:
         if self._shared is not None:
             self._shared.add(key, on_end)
             return
-        request = WaitRequest(container_id=key.id).SerializeToString()
-        connection.start(_WaitCall(self, on_end), WAIT.path, request, ((NAMESPACE_HEADER, key.namespace),))
+        start_wait(connection, key, self, on_end)
 
     def close(self) -> None:
         """End all calls without a result; idempotent."""
@@ -65,7 +66,7 @@ class ContainerdWaitCalls:
 
     def _get_connection(self) -> GrpcConnection:
         if self._connection is None or self._connection.closed:
-            self._connection = GrpcConnection(self._path, lambda size: _READ_INTERVAL if size else 0)
+            self._connection = connect(self._path)
             if self._proxied:
                 self._shared = _SharedCall(self, self._connection)
                 self._connection.start(self._shared, WAITS.path, b"", ends=False)
@@ -166,19 +167,40 @@ def _status_code(code: int) -> StatusCode:
         return StatusCode.UNKNOWN
 
 
-class _WaitCall(Call):
+# --- single calls, also those of the proxy ---
+
+
+class Waiter(Protocol[_Wait_contra]):
+    """Makes calls of ``Tasks.Wait``, each for a wait of its own."""
+
+    def end(self, wait: _Wait_contra, status: Status, response: bytes | None, /) -> None:
+        """Process the end of a call, with its response if there is one."""
+
+
+def connect(path: str) -> GrpcConnection:
+    """Return a connection for calls of ``Tasks.Wait``."""
+    return GrpcConnection(path, lambda size: _READ_INTERVAL if size else 0)
+
+
+def start_wait(connection: GrpcConnection, key: ContainerKey, waiter: Waiter[_Wait], wait: _Wait) -> None:
+    """Wait for the exit of a container's task; ``waiter`` gets the end of the call, with ``wait``."""
+    request = WaitRequest(container_id=key.id).SerializeToString()
+    connection.start(_WaitCall(waiter, wait), WAIT.path, request, ((NAMESPACE_HEADER, key.namespace),))
+
+
+class _WaitCall(Call, Generic[_Wait]):
     """One of thousands: it has no more than what the result needs."""
 
-    __slots__ = ("_calls", "on_end", "response")
+    __slots__ = ("_response", "_wait", "_waiter")
 
-    def __init__(self, calls: ContainerdWaitCalls, on_end: OnEnd) -> None:
+    def __init__(self, waiter: Waiter[_Wait], wait: _Wait) -> None:
         super().__init__()
-        self._calls = calls
-        self.on_end = on_end
-        self.response: bytes | None = None
+        self._waiter = waiter
+        self._wait = wait
+        self._response: bytes | None = None
 
     def receive_message(self, message: bytes) -> None:
-        self.response = message
+        self._response = message
 
     def end(self, status: Status) -> None:
-        self._calls.end(self.on_end, status, self.response)
+        self._waiter.end(self._wait, status, self._response)

@@ -9,16 +9,15 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from bridge.containerd import methods
-from bridge.containerd.http2 import Call, GrpcConnection, Status, StatusCode
-from bridge.containerd.protos.tasks_pb2 import WaitRequest
+from bridge.containerd.http2 import GrpcConnection, Status, StatusCode
 from bridge.containerd.protos.waits_pb2 import TaskWait, WaitEnd, WaitsResponse
 from bridge.containerd.proxy.policy import CallDenied, filter_wait_response, parse_waits
+from bridge.containerd.wait_calls import connect, start_wait
+from bridge.core.containerd_model import ContainerKey
 from bridge.telemetry.safe_text import one_line
 
 MAX_WAITS = 20_000  # at a time, of all clients
 _ENDS_PER_MESSAGE = 1000
-_READ_INTERVAL = 0.1  # seconds; one wake-up for the exits in it
 
 
 class PendingWaits:
@@ -80,10 +79,8 @@ class TaskWaits:
 
     def _call(self, wait: TaskWait) -> None:
         if self._connection is None or self._connection.closed:
-            self._connection = GrpcConnection(self._path, lambda size: _READ_INTERVAL if size else 0)
-        request = WaitRequest(container_id=wait.container_id).SerializeToString()
-        metadata = ((methods.NAMESPACE_HEADER, wait.namespace),)
-        self._connection.start(_Wait(self, wait.number), methods.WAIT.path, request, metadata)
+            self._connection = connect(self._path)
+        start_wait(self._connection, ContainerKey(wait.namespace, wait.container_id), self, wait.number)
 
     def end(self, number: int, status: Status, response: bytes | None) -> None:
         """Pass on the end of a call to containerd."""
@@ -104,19 +101,3 @@ class TaskWaits:
     def _add_end(self, number: int, status: Status, response: bytes | None) -> None:
         self._ends.append(WaitEnd(number=number, code=status.code, details=one_line(status.details), response=response))
         self._arrived.set()
-
-
-class _Wait(Call):
-    __slots__ = ("_number", "_response", "_waits")
-
-    def __init__(self, waits: TaskWaits, number: int) -> None:
-        super().__init__()
-        self._waits = waits
-        self._number = number
-        self._response: bytes | None = None
-
-    def receive_message(self, message: bytes) -> None:
-        self._response = message
-
-    def end(self, status: Status) -> None:
-        self._waits.end(self._number, status, self._response)
